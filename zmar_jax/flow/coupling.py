@@ -1,0 +1,126 @@
+"""The strengthened conditional affine coupling of SNFlow (SPEC section 4)."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from zmar_jax import ops
+from zmar_jax.config import ModelConfig
+from zmar_jax.flow.actnorm import ActNorm
+
+Array = jax.Array
+
+normal_init = nn.initializers.normal(0.05)
+
+
+class Coupling(nn.Module):
+    """Three affine maps, each z -> (z + t) * s, with halves z1, z2 of the channels:
+
+    1. all channels, s and t from the condition alone (`fFeatures`);
+    2. z2, s and t from z1 and the condition (`fAffine`);
+    3. z2, s and t from z1 alone (`fAffine2`, the strengthened step).
+
+    `cond` is [B, H, W, 2 * hidden]: the condition after the first convolutions that read it,
+    fFeatures' and fAffine's share (`ConditionProjection` makes it for all steps at once).
+    The two convolutions that read z1 are one, too: parameter `z1`.
+    """
+
+    config: ModelConfig
+
+    def setup(self):
+        self.fFeatures, self.fAffine, self.fAffine2 = (CouplingNet(self.config) for _ in range(3))
+        self.z1 = Conv3(2 * self.config.flow_hidden)
+
+    def forward(self, x: Array, cond: Array) -> tuple[Array, Array]:
+        """x [B, H, W, C] -> (y, logdet [B])."""
+        features, condition = self._split(cond)
+        s0, t0 = self.fFeatures(features, x.shape[-1])
+        x = (x + t0) * s0
+        z1, z2 = jnp.split(x, 2, -1)
+        (s1, t1), (s2, t2) = self._affines(z1, condition)
+        z2 = ((z2 + t1) * s1 + t2) * s2
+        return jnp.concatenate([z1, z2], -1), _sum_log(s0) + _sum_log(s1) + _sum_log(s2)
+
+    def inverse(self, y: Array, cond: Array) -> tuple[Array, Array]:
+        """y [B, H, W, C] -> (x, logdet [B])."""
+        features, condition = self._split(cond)
+        z1, z2 = jnp.split(y, 2, -1)
+        (s1, t1), (s2, t2) = self._affines(z1, condition)
+        z2 = (z2 / s2 - t2) / s1 - t1
+        s0, t0 = self.fFeatures(features, y.shape[-1])
+        x = jnp.concatenate([z1, z2], -1) / s0 - t0
+        return x, -(_sum_log(s0) + _sum_log(s1) + _sum_log(s2))
+
+    def _split(self, cond: Array) -> tuple[Array, Array]:
+        expected = 2 * self.config.flow_hidden
+        if cond.shape[-1] != expected:
+            raise ValueError(f"expected a condition of {expected} channels, got {cond.shape}")
+        features, condition = jnp.split(cond.astype(self.config.policy), 2, -1)
+        return features, condition
+
+    def _affines(self, z1: Array, condition: Array) -> tuple[tuple[Array, Array], ...]:
+        first, second = jnp.split(self.z1(z1.astype(self.config.policy)), 2, -1)
+        width = z1.shape[-1]
+        return self.fAffine(first + condition, width), self.fAffine2(second, width)
+
+
+class CouplingNet(nn.Module):
+    """What follows a coupling net's first convolution:
+    actnorm, relu, conv1, actnorm, relu, conv3 * exp(3 logs), then scale and shift.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, h: Array, width: int) -> tuple[Array, Array]:
+        """h [B, H, W, hidden] -> scale and shift, float32 [B, H, W, width]."""
+        cfg, hidden = self.config, h.shape[-1]
+        h = nn.relu(ActNorm(cfg.actnorm_eps, name="actnorm0").forward(h)[0])
+        h = ops.conv1(h, self.param("conv1", normal_init, (hidden, hidden)))
+        h = nn.relu(ActNorm(cfg.actnorm_eps, name="actnorm1").forward(h)[0])
+        kernel = self.param("kernel", nn.initializers.zeros, (3, 3, hidden, 2 * width))
+        bias = self.param("bias", nn.initializers.zeros, (2 * width,))
+        gain = jnp.exp(3 * self.param("logs", nn.initializers.zeros, (2 * width,)))
+        # shifts are the even channels and logits the odd: sort the kernel, not the activations
+        kernel, bias = _sort_even_odd(kernel * ops.channels(gain)), _sort_even_odd(bias * gain)
+        out = ops.conv3(h, kernel).astype(jnp.float32) + ops.channels(bias)
+        shift, logit = jnp.split(out, 2, -1)
+        return nn.sigmoid(logit + cfg.scale_shift) + cfg.scale_eps, shift
+
+
+class Conv3(nn.Module):
+    """3x3 convolution without bias, normal(0, 0.05) at first."""
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        kernel = self.param("kernel", normal_init, (3, 3, x.shape[-1], self.features))
+        return ops.conv3(x, kernel)
+
+
+class ConditionProjection(nn.Module):
+    """The first convolutions of fFeatures and fAffine on the condition, for all K steps at once.
+
+    The condition does not change along a level, so this is one convolution, outside the
+    sequential part.
+    """
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, cond: Array) -> Array:
+        """cond [B, H, W, Cc] -> [K, B, H, W, 2 * hidden]: fFeatures' half, then fAffine's."""
+        width, steps = cond.shape[-1], self.config.flow_steps
+        shape = (3, 3, width, steps, 2 * self.config.flow_hidden)
+        kernel = self.param("kernel", normal_init, shape)
+        h = ops.conv3(cond.astype(self.config.policy), kernel.reshape(3, 3, width, -1))
+        return jnp.moveaxis(h.reshape(*cond.shape[:3], steps, -1), 3, 0)
+
+
+def _sort_even_odd(x: Array) -> Array:
+    return jnp.concatenate([x[..., 0::2], x[..., 1::2]], -1)
+
+
+def _sum_log(scale: Array) -> Array:
+    return jnp.log(scale).sum((1, 2, 3))

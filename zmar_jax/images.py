@@ -1,0 +1,299 @@
+"""The edge between files and arrays: read photographs, write them whole, find them in folders."""
+
+import contextlib
+import io
+import os
+import secrets
+import stat
+import threading
+import warnings
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+MAX_PIXELS = 200_000_000
+_FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP")
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "JPEG": {"quality": 95, "subsampling": "4:4:4"},
+    # Without `exact` the colour under fully transparent pixels is thrown away.
+    "WEBP": {"lossless": True, "exact": True},
+    "TIFF": {"compression": "tiff_lzw"},
+}
+_SHALLOW = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"}
+_DEEP = {"I;16", "I;16B", "RGB", "RGBA"}
+_BITS, _PHOTOMETRIC, _ORIENTATION, _PLANAR, _EXTRA = 258, 262, 274, 284, 338  # TIFF and EXIF tags
+_READING = threading.Lock()
+
+
+class ImageError(ValueError):
+    """A photograph cannot be read, written or found; the message is one line for the user."""
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """A photograph in memory, upright (its EXIF orientation already applied).
+
+    rgb: uint8 or uint16 [H, W, 3], full range (0..255 or 0..65535).
+    alpha: [H, W] of the same dtype, not premultiplied, or None.
+    grey: the source was greyscale; `write_photo` then writes greyscale again.
+    icc_profile: the embedded colour profile of `rgb`, or None.
+    """
+
+    rgb: np.ndarray
+    alpha: np.ndarray | None = None
+    grey: bool = False
+    icc_profile: bytes | None = None
+
+    def with_rgb(self, rgb: np.ndarray) -> "Photo":
+        """This photograph with other pixels; ValueError unless shape and dtype are the same."""
+        if rgb.shape != self.rgb.shape or rgb.dtype != self.rgb.dtype:
+            raise ValueError(f"{rgb.dtype} {rgb.shape} for {self.rgb.dtype} {self.rgb.shape}")
+        return replace(self, rgb=rgb)
+
+
+def read_photo(path: str | os.PathLike[str]) -> Photo:
+    """Read a PNG, JPEG, WebP, TIFF or BMP file, whatever its suffix.
+
+    16-bit PNG and TIFF give uint16, all else uint8. EXIF orientation is applied; palettes become
+    RGB, any transparency becomes `alpha`, CMYK becomes RGB (dropping its profile). Of an animation
+    or a multi-page file: the first frame.
+
+    Raises ImageError for a file that is missing, unreadable, empty, not a picture, damaged or cut
+    short, over 200 megapixels, or of an unsupported kind (float, 12- or 32-bit, signed, Lab; of
+    16-bit TIFF: CMYK, grey + alpha, planar, premultiplied). Threads take turns, as Pillow's size
+    limit and Python's warning filters belong to the process; both are put back.
+    """
+    path = Path(path)
+    # Hostile bytes make decoders raise nearly any exception.
+    with _errors(path, "read", (Exception,), "copy it again, or convert it to a PNG"):
+        status = path.stat()
+        # Opening a pipe or a device could block for ever.
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a file")
+        if not status.st_size:
+            raise ValueError("the file is empty")
+        with path.open("rb") as file, _pillow_reading():
+            return _decode(file)
+
+
+def write_photo(path: str | os.PathLike[str], photo: Photo) -> None:
+    """Write `photo` in the format that the suffix of `path` names, whole or not at all.
+
+    PNG, WebP, TIFF and BMP are lossless; JPEG is quality 95, 4:4:4. uint16 goes only to PNG and
+    TIFF, alpha only to PNG, WebP and TIFF. A grey photo becomes the Rec.601 luminance of its rgb:
+    one channel, or equal ones where there is no grey (WebP; 16-bit with alpha). The ICC profile is
+    kept, except in BMP, 16-bit colour TIFF and grey that has to be written as colour.
+
+    Makes parent folders and replaces an existing file. Raises ImageError for what the format
+    cannot hold and when writing fails; then no partial or temporary file is left.
+    """
+    path = Path(path)
+    with _errors(path, "written", (ValueError, cv2.error), "write a .png instead"):
+        data = _encode(photo, path.suffix.lower())
+    with _errors(path.parent, "made"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _errors(path, "written"):
+        _write_whole(path, data)
+
+
+def find_photos(inputs: Sequence[Path]) -> list[tuple[Path, Path]]:
+    """The photographs that files and folders name: [(path, path relative to its input)].
+
+    A named file is taken whatever its suffix. A folder is searched recursively, in sorted order,
+    for SUFFIXES in any case, but not hidden files and folders nor links to folders. The same find
+    twice is listed once. Raises ImageError for a missing input or a folder without photographs.
+    """
+    found: list[tuple[Path, Path]] = []
+    for root in map(Path, inputs):
+        with _errors(root, "read"):
+            if not stat.S_ISDIR(root.stat().st_mode):
+                found.append((root, Path(root.name)))
+                continue
+            photos = list(_photos_under(root))
+        if not photos:
+            raise _error(root, "no photograph in this folder", f"it needs {' '.join(SUFFIXES)}")
+        found += [(photo, photo.relative_to(root)) for photo in photos]
+    return list(dict.fromkeys(found))
+
+
+def output_paths(
+    found: Sequence[tuple[Path, Path]], out_dir: Path, suffix: str = ".png"
+) -> list[tuple[Path, Path]]:
+    """Where each find is to be written: [(source, out_dir / relative with `suffix`)].
+
+    Raises ImageError, before anything is written, when two sources would get the same target,
+    when a target is one of the sources (also through a link), or for an unknown suffix.
+    """
+    if suffix.lower() not in SUFFIXES:
+        raise ImageError(f"cannot write {suffix!r} files: choose one of {' '.join(SUFFIXES)}")
+    sources = {_identity(source): source for source, _ in found}
+    taken: dict[Path, tuple[Path, Path]] = {}
+    for source, relative in found:
+        target = Path(out_dir) / relative.with_suffix(suffix)
+        place = target.parent.resolve() / target.name
+        if place in taken:
+            raise _error(target, f"wanted by {taken[place][0]} and {source}", "rename one of them")
+        if target.exists() and (victim := sources.get(_identity(target))):
+            raise _error(target, f"would overwrite the input {victim}", "choose another folder")
+        taken[place] = source, target
+    return list(taken.values())
+
+
+def _error(path: Path, reason: str, advice: str) -> ImageError:
+    return ImageError(" ".join(f"{path}: {reason}: {advice}".splitlines()))
+
+
+@contextlib.contextmanager
+def _errors(path: Path, verb: str, also: tuple = (), advice: str = "") -> Iterator[None]:
+    """OSError and `also` as ImageError, with `advice` for all but refusals of the system."""
+    try:
+        yield
+    except ImageError:
+        raise
+    except (OSError, *also) as error:
+        detail = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            detail = f"no {'/'.join(_FORMATS)} of a supported kind, or a damaged one"
+        if getattr(error, "errno", None):
+            advice = "check the name, the permissions and the disk"
+        raise _error(path, f"cannot be {verb} ({detail})", advice) from error
+
+
+@contextlib.contextmanager
+def _pillow_reading() -> Iterator[None]:
+    """Our size limit and no warnings, for one reader at a time, then the caller's settings."""
+    with _READING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        limit, level = Image.MAX_IMAGE_PIXELS, cv2.utils.logging.getLogLevel()
+        # Pillow only warns up to twice its limit, and raises beyond.
+        Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+        # OpenCV tells stderr about every private tag of a TIFF.
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+            cv2.utils.logging.setLogLevel(level)
+
+
+def _decode(file: BinaryIO) -> Photo:
+    header = file.read(26)
+    with Image.open(file, formats=_FORMATS) as image:
+        image.load()
+        depth, colour = header[24:] if image.format == "PNG" else (8, None)
+        depth = max(getattr(image, "tag_v2", {}).get(_BITS, (depth,)))
+        if image.mode not in (_DEEP if depth == 16 else _SHALLOW if depth <= 8 else ()):
+            raise ValueError(f"{depth}-bit {image.mode} is not supported")
+        if depth == 16:
+            pixels = _deep_pixels(image, file)
+        else:
+            pixels = np.asarray(image.convert("RGBA" if image.has_transparency_data else "RGB"))
+        pixels = _upright(pixels, image)  # not a TIFF: both libraries have turned that already
+    return Photo(
+        rgb=np.array(pixels[..., :3], order="C"),
+        alpha=np.array(pixels[..., 3], order="C") if pixels.shape[2] == 4 else None,
+        # To Pillow a 16-bit grey + alpha PNG (colour type 4) is RGBA.
+        grey=image.mode in ("1", "L", "LA", "I;16", "I;16B") or colour == 4,
+        icc_profile=None if image.mode == "CMYK" else image.info.get("icc_profile") or None,
+    )
+
+
+def _upright(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
+    orientation = 1
+    # Broken EXIF is common, and no reason to refuse a whole picture.
+    with contextlib.suppress(Exception):
+        orientation = image.getexif().get(_ORIENTATION)
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    down = -1 if orientation in (3, 4, 7, 8) else 1
+    right = -1 if orientation in (2, 3, 6, 7) else 1
+    return pixels[::down, ::right]
+
+
+def _deep_pixels(image: Image.Image, file: BinaryIO) -> np.ndarray:
+    """uint16 [H, W, 3 or 4] of a 16-bit picture; of its colour, Pillow itself keeps 8 bits."""
+    tags = getattr(image, "tag_v2", {})
+    if image.mode.startswith("I;16"):
+        grey = np.asarray(image).astype(np.uint16)
+        channels = [65535 - grey if tags.get(_PHOTOMETRIC) == 0 else grey] * 3
+        if "transparency" in image.info:
+            channels.append((grey != image.info["transparency"]) * np.uint16(65535))
+        return np.dstack(channels)
+    # OpenCV returns both as if they were neither.
+    if tags.get(_PLANAR) == 2 or 1 in tags.get(_EXTRA, ()):
+        raise ValueError("planar or premultiplied 16-bit TIFF is not supported")
+    file.seek(0)
+    pixels = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16 or pixels.shape[1::-1] != image.size:
+        raise ValueError("OpenCV cannot decode it at 16 bits")
+    return pixels[..., [2, 1, 0, 3] if image.has_transparency_data else [2, 1, 0]]
+
+
+def _encode(photo: Photo, suffix: str) -> bytes:
+    if suffix not in SUFFIXES:
+        raise ValueError(f"its suffix is none of {' '.join(SUFFIXES)}")
+    name = {".jpg": "JPEG", ".tif": "TIFF"}.get(suffix, suffix[1:].upper())
+    if photo.rgb.dtype == np.uint16 and name not in ("PNG", "TIFF"):
+        raise ValueError("16 bits fit only PNG and TIFF")
+    if photo.alpha is not None and name not in ("PNG", "WEBP", "TIFF"):
+        raise ValueError("transparency fits only PNG, WebP and TIFF")
+    pixels = cv2.cvtColor(photo.rgb, cv2.COLOR_RGB2GRAY) if photo.grey else photo.rgb
+    if photo.alpha is not None:
+        pixels = np.dstack([pixels, photo.alpha])
+    deep_colour = pixels.dtype == np.uint16 and pixels.ndim == 3
+    # The profile of a grey source describes one channel.
+    profile = None if photo.grey and (deep_colour or name == "WEBP") else photo.icc_profile
+    if deep_colour:
+        return _encode_deep(pixels, name, profile)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, name, icc_profile=profile, **_OPTIONS.get(name, {}))
+    return buffer.getvalue()
+
+
+def _encode_deep(pixels: np.ndarray, name: str, profile: bytes | None) -> bytes:
+    """uint16 [H, W, 2..4] (grey + alpha, RGB, RGBA) as a PNG or TIFF, which Pillow cannot write."""
+    order = {2: (0, 0, 0, 1), 3: (2, 1, 0), 4: (2, 1, 0, 3)}[pixels.shape[2]]
+    done, data = cv2.imencode(f".{name.lower()}", np.ascontiguousarray(pixels[..., order]))
+    if not done:
+        raise ValueError("OpenCV refused it")
+    data, chunk = data.tobytes(), io.BytesIO()
+    if name == "PNG" and profile:
+        PngImagePlugin.putchunk(chunk, b"iCCP", b"ICC Profile\0\0", zlib.compress(profile))
+    return data[:33] + chunk.getvalue() + data[33:]  # a PNG profile follows the IHDR chunk
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    # Not tempfile: its files are private to the user, and the photograph would stay so.
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _photos_under(folder: Path) -> Iterator[Path]:
+    # Path.rglob would silently pass over folders that it may not read.
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith("."):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            yield from _photos_under(path)
+        elif path.suffix.lower() in SUFFIXES:
+            yield path
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    with _errors(path, "read"):
+        status = path.stat()
+    return status.st_dev, status.st_ino

@@ -1,0 +1,3 @@
+"""The model: encoder, flow of bijections, and both together."""
+
+from zmar_jax.models.zmar_snflow import ZmarSNFlow as ZmarSNFlow

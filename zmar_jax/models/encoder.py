@@ -1,0 +1,92 @@
+"""The ZMAR encoder and the conditions that it makes (SPEC sections 2 and 3)."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from zmar_jax import ops
+from zmar_jax.config import ModelConfig
+from zmar_jax.models.attention import Stage, conv_init
+
+Array = jax.Array
+
+
+class Conv(nn.Module):
+    """Convolution of size 1 or 3 without bias; parameter `kernel`, HWIO (IO at size 1)."""
+
+    features: int
+    size: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (x.shape[-1], self.features)
+        if self.size == 1:
+            return ops.conv1(x, self.param("kernel", conv_init, shape))
+        return ops.conv3(x, self.param("kernel", conv_init, (3, 3, *shape)))
+
+
+class Encoder(nn.Module):
+    """U-shaped encoder; levels 1 to 3 attend by the mask of lost pixels on the way down."""
+
+    config: ModelConfig
+
+    @nn.compact
+    def __call__(self, lr: Array, mask: Array) -> dict[str, Array]:
+        """Conditions of the flow.
+
+        Args:
+          lr: log image [B, H, W, 3]; mask: [B, H, W, 1]; both from `ops.network_input`.
+            H and W are multiples of 8 and at least 16.
+
+        Returns:
+          fea_up0, fea_up1, fea_up2: [B, H/8, W/8, 6 dim], [B, H/4, ...], [B, H/2, ...],
+          in the policy's dtype.
+
+        Raises:
+          ValueError: an impossible shape.
+        """
+        _check(lr, mask)
+        cfg, dim = self.config, self.config.dim
+        grid = cfg.mask_grid
+        masks = ops.level_masks(mask, grid, cfg.mask_threshold)
+        # the attention depends on the mask alone: once a level, not once a block
+        attention = [ops.cell_attention(m, grid) for m in masks]
+        n, heads = cfg.blocks, cfg.heads
+
+        x = Conv(dim, 3, name="patch_embed")(lr.astype(cfg.policy))
+        e1 = Stage(cfg, n[0], heads[0], name="encoder_level1")(x, attention[0])
+        x = ops.squeeze2(Conv(dim // 2, 3, name="down1_2")(e1))
+        e2 = Stage(cfg, n[1], heads[1], name="encoder_level2")(x, attention[1])
+        x = ops.squeeze2(Conv(dim, 3, name="down2_3")(e2))
+        e3 = Stage(cfg, n[2], heads[2], name="encoder_level3")(x, attention[2])
+        x = ops.squeeze2(Conv(2 * dim, 3, name="down3_4")(e3))
+        latent = Stage(cfg, n[3], heads[3], name="latent")(x)
+
+        x = ops.unsqueeze2(Conv(16 * dim, 3, name="up4_3")(latent))
+        x = Conv(4 * dim, 1, name="reduce_chan_level3")(jnp.concatenate([x, e3], -1))
+        d3 = Stage(cfg, n[2], heads[2], name="decoder_level3")(x)
+        x = ops.unsqueeze2(Conv(8 * dim, 3, name="up3_2")(d3))
+        x = Conv(2 * dim, 1, name="reduce_chan_level2")(jnp.concatenate([x, e2], -1))
+        d2 = Stage(cfg, n[1], heads[1], name="decoder_level2")(x)
+        x = ops.unsqueeze2(Conv(4 * dim, 3, name="up2_1")(d2))
+        d1 = Stage(cfg, n[0], heads[0], name="decoder_level1")(jnp.concatenate([x, e1], -1))
+        f = Stage(cfg, cfg.refinement_blocks, heads[0], name="refinement")(d1)
+
+        u0 = Conv(4 * dim, 1, name="reduce_chan0")(latent)
+        u2 = Conv(4 * dim, 1, name="reduce_chan2")(d2)
+        conditions = ((u0, 8), (d3, 4), (u2, 2))
+        return {
+            f"fea_up{i}": jnp.concatenate([u, ops.shrink(f, factor)], -1)
+            for i, (u, factor) in enumerate(conditions)
+        }
+
+
+def _check(lr: Array, mask: Array) -> None:
+    _, height, width, c = lr.shape
+    if c != 3 or mask.shape != (*lr.shape[:3], 1):
+        raise ValueError(f"expected lr [B, H, W, 3], mask [B, H, W, 1]; got {lr.shape}, {mask.shape}")
+    if height % 8 or width % 8 or min(height, width) < 16:
+        raise ValueError(
+            f"height and width must be multiples of 8 and at least 16, got {height}x{width}; "
+            "pad with ops.pad_to_multiple(x, 8)"
+        )

@@ -1,0 +1,37 @@
+"""The strengthened normalizing flow (SPEC section 4)."""
+
+from collections.abc import Mapping
+
+import jax
+from flax import linen as nn
+
+from zmar_jax.config import ModelConfig
+from zmar_jax.flow import FlowLevel
+
+Array = jax.Array
+
+Conditions = Mapping[str, Array]
+"""fea_up0, fea_up1, fea_up2 as the encoder returns them."""
+
+
+class SNFlow(nn.Module):
+    """Three levels, no splits: [B, H, W, 3] <-> [B, H/8, W/8, 192], always float32."""
+
+    config: ModelConfig
+
+    def setup(self):
+        self.level1, self.level2, self.level3 = (FlowLevel(self.config) for _ in range(3))
+
+    def forward(self, x: Array, conditions: Conditions) -> tuple[Array, Array]:
+        """Image -> latent; returns (z, logdet [B] in nats)."""
+        x, logdet1 = self.level1.forward(x, conditions["fea_up2"])
+        x, logdet2 = self.level2.forward(x, conditions["fea_up1"])
+        z, logdet3 = self.level3.forward(x, conditions["fea_up0"])
+        return z, logdet1 + logdet2 + logdet3
+
+    def inverse(self, z: Array, conditions: Conditions) -> tuple[Array, Array]:
+        """Latent -> image; returns (x, logdet [B] in nats)."""
+        x, logdet3 = self.level3.inverse(z, conditions["fea_up0"])
+        x, logdet2 = self.level2.inverse(x, conditions["fea_up1"])
+        x, logdet1 = self.level1.inverse(x, conditions["fea_up2"])
+        return x, logdet1 + logdet2 + logdet3

@@ -1,0 +1,54 @@
+"""The whole model: the ZMAR encoder conditions SNFlow."""
+
+import jax
+from flax import linen as nn
+
+from zmar_jax import losses
+from zmar_jax.config import ModelConfig
+from zmar_jax.models.encoder import Encoder
+from zmar_jax.models.snflow import Conditions, SNFlow
+
+Array = jax.Array
+
+
+class ZmarSNFlow(nn.Module):
+    """ZMAR-SNFlow (SPEC sections 2-5). Every method is pure: `model.apply(v, ..., method=...)`.
+
+    `lr` [B, H, W, 3] and `mask` [B, H, W, 1] come from `ops.network_input`; H and W are
+    multiples of 8 and at least 16, else ValueError.
+    """
+
+    config: ModelConfig = ModelConfig()
+
+    def setup(self):
+        self.encoder = Encoder(self.config)
+        self.flow = SNFlow(self.config)
+
+    def encode(self, lr: Array, mask: Array) -> dict[str, Array]:
+        """The flow's conditions, each [B, H/s, W/s, 6 dim]: fea_up0 (s = 8), 1 (4), 2 (2)."""
+        return self.encoder(lr, mask)
+
+    def forward(self, x: Array, lr: Array, mask: Array) -> tuple[Array, Array]:
+        """Image x [B, H, W, 3] -> z [B, H/8, W/8, 192] and logdet = log|det dz/dx|, nats [B]."""
+        return self.flow.forward(x, self.encode(lr, mask))
+
+    def inverse(self, z: Array, lr: Array, mask: Array) -> tuple[Array, Array]:
+        """Latent z [B, H/8, W/8, 192] -> x [B, H, W, 3] and logdet = log|det dx/dz|, nats [B]."""
+        return self.decode(z, self.encode(lr, mask))
+
+    def decode(self, z: Array, conditions: Conditions) -> tuple[Array, Array]:
+        """As `inverse`, from conditions that `encode` returned: one encoder pass, many samples."""
+        return self.flow.inverse(z, conditions)
+
+    def nll(self, gt: Array, lr: Array, mask: Array, noise: Array) -> Array:
+        """The release's objective, bits per pixel, [B] (SPEC section 5).
+
+        Args:
+          gt: [B, H, W, 3] in [0, 1]; noise: u - 0.5 of the same shape, u uniform in [0, 1).
+        """
+        x = losses.dequantize(gt, noise, self.config.quantization)
+        z, logdet = self.forward(x, lr, mask)
+        pixels = gt.shape[1] * gt.shape[2]
+        return losses.nll_bits_per_pixel(z, logdet, pixels, self.config.quantization)
+
+    __call__ = nll

@@ -1,0 +1,190 @@
+"""Pure array functions: what an image becomes, and the convolutions in their fast forms.
+
+Arrays are NHWC. Kernels are HWIO; a depthwise kernel is [3, 3, 1, C].
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+
+HIGHEST = lax.Precision.HIGHEST
+"""Float32 products stay float32 on TPU and GPU; on bfloat16 operands it changes nothing."""
+
+
+def network_input(image: Any) -> tuple[Array, Array]:
+    """What the encoder reads (SPEC section 1).
+
+    Args:
+      image: [B, H, W, 3] RGB, an unsigned integer type (its full range) or float in [0, 1].
+
+    Returns:
+      lr: log(max(x + 1e-3, 1e-3)), float32 [B, H, W, 3].
+      mask: 1 where the pixel is lost or a channel is nearly dead, else 0, float32 [B, H, W, 1].
+
+    Raises:
+      ValueError: not [B, H, W, 3].
+    """
+    if image.ndim != 4 or image.shape[-1] != 3:
+        raise ValueError(f"expected an RGB batch [B, H, W, 3], got {image.shape}")
+    x = jnp.asarray(image)
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        # x * (1/255) differs from x / 255 in the last bit, and XLA rewrites division by a constant
+        x = x.astype(jnp.float32) / lax.optimization_barrier(jnp.float32(jnp.iinfo(x.dtype).max))
+    x = x.astype(jnp.float32)
+    fractions = x / (x.sum(-1, keepdims=True) + 1e-4)
+    mask = 1.0 - jnp.all(fractions > 0.1, axis=-1, keepdims=True).astype(jnp.float32)
+    return jnp.log(jnp.maximum(x + 1e-3, 1e-3)), mask
+
+
+def squeeze2(x: Array) -> Array:
+    """[B, H, W, C] -> [B, H/2, W/2, 4C]; channel c, offset (dy, dx) goes to 4c + 2dy + dx.
+
+    Raises:
+      ValueError: H or W is odd.
+    """
+    b, h, w, c = x.shape
+    if h % 2 or w % 2:
+        raise ValueError(f"height and width must be even, got {h}x{w}")
+    x = x.reshape(b, h // 2, 2, w // 2, 2, c)
+    return x.transpose(0, 1, 3, 5, 2, 4).reshape(b, h // 2, w // 2, 4 * c)
+
+
+def unsqueeze2(x: Array) -> Array:
+    """The inverse of `squeeze2`: [B, H, W, 4C] -> [B, 2H, 2W, C].
+
+    Raises:
+      ValueError: the channels are not a multiple of 4.
+    """
+    b, h, w, c = x.shape
+    if c % 4:
+        raise ValueError(f"channels must be a multiple of 4, got {c}")
+    x = x.reshape(b, h, w, c // 4, 2, 2)
+    return x.transpose(0, 1, 4, 2, 5, 3).reshape(b, 2 * h, 2 * w, c // 4)
+
+
+def pad_to_multiple(x: Array, multiple: int) -> Array:
+    """Reflect-pads [B, H, W, C] at the bottom and right to multiples of `multiple`."""
+    pad_h, pad_w = -x.shape[1] % multiple, -x.shape[2] % multiple
+    if not (pad_h or pad_w):
+        return x
+    return jnp.pad(x, ((0, 0), (0, pad_h), (0, pad_w), (0, 0)), mode="reflect")
+
+
+def shrink(x: Array, factor: int) -> Array:
+    """Bilinear resize to 1/factor (2, 4 or 8), half-pixel centres, no antialiasing.
+
+    At these factors that is the mean of the centre 2x2 of each factor x factor (SPEC section 3).
+    """
+    b, h, w, c = x.shape
+    low = factor // 2 - 1
+    x = x.reshape(b, h // factor, factor, w // factor, factor, c)
+    return x[:, :, low : low + 2, :, low : low + 2].mean((2, 4))
+
+
+def level_masks(mask: Array, grid: int = 4, threshold: float = 0.2) -> tuple[Array, Array, Array]:
+    """The masks of encoder levels 1, 2 and 3, padded to multiples of `grid` (SPEC section 2).
+
+    Args:
+      mask: [B, H, W, 1], H and W multiples of 8.
+    """
+    half, quarter = ((shrink(mask, f) > threshold).astype(mask.dtype) for f in (2, 4))
+    m1, m2, m3 = (pad_to_multiple(m, grid) for m in (mask, half, quarter))
+    return m1, m2, m3
+
+
+def cell_attention(mask: Array, grid: int) -> Array:
+    """A = softmax(M M^T) of the mask's grid x grid cells (SPEC section 2, ZMA steps 3 and 4).
+
+    Args:
+      mask: [B, H, W, 1], H and W multiples of `grid`.
+
+    Returns:
+      [B, grid, grid, grid, grid] float32: output cell (row, col), then input cell (row, col).
+    """
+    b, h, w, _ = mask.shape
+    cells = mask.astype(jnp.float32).reshape(b, grid, h // grid, grid, w // grid)
+    m = cells.transpose(0, 1, 3, 2, 4).reshape(b, grid * grid, -1)
+    m = m / jnp.maximum(jnp.linalg.norm(m, axis=-1, keepdims=True), 1e-12)
+    logits = jnp.einsum("bpt,bqt->bpq", m, m, precision=HIGHEST)
+    return jax.nn.softmax(logits).reshape(b, grid, grid, grid, grid)
+
+
+def mix_cells(x: Array, attention: Array) -> Array:
+    """out[cell p] = sum over q of A[p, q] x[cell q]; x [B, H, W, C], A from `cell_attention`."""
+    b, h, w, c = x.shape
+    grid = attention.shape[1]
+    cells = x.reshape(b, grid, h // grid, grid, w // grid, c)
+    mixed = jnp.einsum(
+        "bijkl,bkhlwc->bihjwc", attention.astype(x.dtype), cells, precision=HIGHEST
+    )
+    return mixed.reshape(b, h, w, c)
+
+
+def channels(v: Array) -> Array:
+    """[C] as [1, 1, 1, C], to meet NHWC arrays without rank promotion."""
+    return v.reshape(1, 1, 1, -1)
+
+
+def conv1(x: Array, kernel: Array) -> Array:
+    """1x1 convolution: [B, H, W, I] with [I, O] -> [B, H, W, O], in the dtype of x."""
+    return jnp.einsum("bhwi,io->bhwo", x, kernel.astype(x.dtype), precision=HIGHEST)
+
+
+def conv3(x: Array, kernel: Array) -> Array:
+    """3x3 convolution, zero padding 1: [B, H, W, I] with [3, 3, I, O], in the dtype of x."""
+    return _conv3(x, kernel.astype(x.dtype))
+
+
+@jax.custom_vjp
+def _conv3(x: Array, kernel: Array) -> Array:
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=HIGHEST
+    )
+
+
+def _conv3_bwd(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    # XLA's own weight gradient is ten times slower than nine matmuls on CPU inside a scan,
+    # and holds more memory on TPU (DESIGN, "Gradients need care").
+    x, kernel = residuals
+    dx = _conv3(dy, kernel[::-1, ::-1].swapaxes(2, 3))
+    dk = [jnp.einsum("bhwi,bhwo->io", tap, dy, precision=HIGHEST) for tap in _taps(x)]
+    return dx, jnp.stack(dk).reshape(kernel.shape)
+
+
+_conv3.defvjp(lambda x, kernel: (_conv3(x, kernel), (x, kernel)), _conv3_bwd)
+
+
+def dw3(x: Array, kernel: Array) -> Array:
+    """Depthwise 3x3 convolution, zero padding 1: [B, H, W, C] with [3, 3, 1, C].
+
+    Nine shifted multiply-adds that XLA fuses into one loop; `lax.conv` with
+    `feature_group_count=C` is ten times slower on CPU.
+    """
+    return _dw3(x, kernel.astype(x.dtype))
+
+
+@jax.custom_vjp
+def _dw3(x: Array, kernel: Array) -> Array:
+    weights = kernel.reshape(9, 1, 1, 1, -1)
+    return sum((tap * w for tap, w in zip(_taps(x), weights, strict=True)), jnp.zeros_like(x))
+
+
+def _dw3_bwd(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+    x, kernel = residuals
+    dx = _dw3(dy, kernel[::-1, ::-1])
+    dk = [jnp.sum(tap * dy, (0, 1, 2), dtype=jnp.float32) for tap in _taps(x)]
+    return dx, jnp.stack(dk).reshape(kernel.shape).astype(kernel.dtype)
+
+
+_dw3.defvjp(lambda x, kernel: (_dw3(x, kernel), (x, kernel)), _dw3_bwd)
+
+
+def _taps(x: Array) -> list[Array]:
+    """The nine shifted views of zero-padded x, in the order of a kernel's rows and columns."""
+    _, h, w, _ = x.shape
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]

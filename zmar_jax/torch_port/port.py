@@ -1,0 +1,235 @@
+"""State dict of the PyTorch release <-> Flax params, by the key table."""
+
+import dataclasses
+import math
+import re
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from zmar_jax.config import ConfigError, ModelConfig
+from zmar_jax.models import ZmarSNFlow
+from zmar_jax.torch_port.files import WeightsError
+from zmar_jax.torch_port.keys import Entry, Layout, key_table
+
+StateDict = Mapping[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a conversion read and used."""
+
+    read: int
+    used: int
+    unused: int
+    dtypes: tuple[str, ...]
+    checksum: str
+
+
+def infer_config(state_dict: StateDict) -> ModelConfig:
+    """The sizes of a model, from key names and shapes alone.
+
+    What shapes do not show (mask grid, epsilons, policy) keeps the published value.
+
+    Raises:
+      WeightsError: not a ZMAR-SNFlow state dict, or one of impossible sizes.
+    """
+    shapes = {k: tuple(v.shape) for k, v in state_dict.items()}
+    if "RRDB.patch_embed.proj.weight" not in shapes:
+        found = ", ".join(list(shapes)[:3]) or "none"
+        raise WeightsError(
+            "not a ZMAR-SNFlow generator: no tensor RRDB.patch_embed.proj.weight "
+            f"(first of {len(shapes)} keys: {found}); give the *_G.pth of the release"
+        )
+    default = ModelConfig()
+    levels = [f"encoder_level{i}.layer_stack" for i in (1, 2, 3)] + ["latent"]
+    couplings = _count(shapes, r"flowUpsamplerNet\.layers\.(\d+)\.affine\.")
+    steps = _count(shapes, r"flowUpsamplerNet\.layers\.(\d+)\.invconv\.")
+    try:
+        return ModelConfig(
+            dim=_size(shapes, "RRDB.patch_embed.proj.weight", default.dim),
+            blocks=_four(_count(shapes, rf"RRDB\.{re.escape(level)}\.(\d+)\.") for level in levels),
+            refinement_blocks=_count(shapes, r"RRDB\.refinement\.(\d+)\."),
+            heads=_four(
+                _size(shapes, f"RRDB.{level}.0.attn.temperature", heads)
+                for level, heads in zip(levels, default.heads, strict=True)
+            ),
+            ffn_expansion=_expansion(shapes, default.ffn_expansion),
+            flow_steps=couplings // 3,
+            flow_additional_steps=(steps - couplings) // 3,
+            flow_hidden=_size(
+                shapes,
+                f"flowUpsamplerNet.layers.{(steps - couplings) // 3 + 1}.affine.fAffine2.0.weight",
+                default.flow_hidden,
+            ),
+        )
+    except ConfigError as e:
+        raise WeightsError(f"no model has the shapes of this state dict: {e}") from e
+
+
+def _four(values: Any) -> tuple[int, int, int, int]:
+    a, b, c, d = values
+    return a, b, c, d
+
+
+def _count(shapes: Mapping[str, Any], pattern: str) -> int:
+    return len({m[1] for key in shapes if (m := re.match(pattern, key))})
+
+
+def _size(shapes: Mapping[str, tuple[int, ...]], key: str, default: int) -> int:
+    shape = shapes.get(key, ())
+    return shape[0] if shape else default
+
+
+def _expansion(shapes: Mapping[str, tuple[int, ...]], published: float) -> float:
+    """The published expansion if it explains every width, else the shortest decimal that does."""
+    low, high = 0.0, math.inf
+    for key, shape in shapes.items():
+        if key.endswith("ffn.project_in.weight") and len(shape) == 4 and shape[1]:
+            hidden = shape[0] // 2
+            low, high = max(low, hidden / shape[1]), min(high, (hidden + 1) / shape[1])
+    if low <= published < high:
+        return published
+    for digits in range(1, 7):
+        candidate = math.ceil(low * 10**digits) / 10**digits
+        if candidate < high:
+            return candidate
+    return low
+
+
+def check(state_dict: StateDict, config: ModelConfig) -> list[Entry]:
+    """The key table of `config`, once the state dict is known to fit it.
+
+    Published tensors that the model never uses may be there or not.
+
+    Raises:
+      WeightsError: lists every missing, unexpected and misshapen key.
+    """
+    table = key_table(config)
+    known = {entry.key for entry in table}
+    problems = [f"unexpected {key}" for key in state_dict if key not in known]
+    for entry in table:
+        if entry.key not in state_dict:
+            if entry.parts:
+                problems.append(f"missing {entry.key}")
+        elif state_dict[entry.key].shape != entry.shape:
+            got = state_dict[entry.key].shape
+            problems.append(f"misshapen {entry.key}: expected {entry.shape}, got {got}")
+        elif state_dict[entry.key].dtype.name not in _FLOATS:
+            problems.append(f"not floating point: {entry.key} is {state_dict[entry.key].dtype}")
+    if problems:
+        raise WeightsError(
+            f"the state dict does not fit the model, {len(problems)} problem(s): "
+            + "; ".join(problems)
+        )
+    return table
+
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def to_params(state_dict: StateDict, config: ModelConfig) -> dict[str, Any]:
+    """Flax params (float32 `jax.Array`s) from a state dict in PyTorch layout.
+
+    Raises:
+      WeightsError: lists every missing, unexpected and misshapen key.
+    """
+    leaves = {path: np.zeros(shape, np.float32) for path, shape in _leaf_shapes(config).items()}
+    for entry in check(state_dict, config):
+        for part in entry.parts:
+            live = np.asarray(state_dict[entry.key])[part.source]
+            leaves[part.path][part.target] = _to_flax(live, part.layout)
+    return jax.tree.map(jnp.asarray, unflatten_dict(leaves))
+
+
+def to_state_dict(params: Mapping[str, Any], config: ModelConfig) -> dict[str, np.ndarray]:
+    """All published tensors, float32 in PyTorch layout; loads strictly in PyTorch.
+
+    What the model never uses gets its initial values, the same at every call.
+
+    Raises:
+      WeightsError: `params` are not those of a model of this config.
+    """
+    leaves = {path: np.asarray(leaf) for path, leaf in flatten_dict(params).items()}
+    expected = _leaf_shapes(config)
+    wrong = [
+        "/".join(path)
+        for path in leaves.keys() | expected.keys()
+        if path not in leaves or leaves[path].shape != expected.get(path)
+    ]
+    if wrong:
+        raise WeightsError(f"params do not fit the config at: {', '.join(sorted(wrong))}")
+    return {entry.key: _published(entry, leaves) for entry in key_table(config)}
+
+
+def _published(entry: Entry, leaves: Mapping[tuple[str, ...], np.ndarray]) -> np.ndarray:
+    tensor = _initial(entry)
+    for part in entry.parts:
+        hole = tensor[part.source]
+        tensor[part.source] = _to_torch(leaves[part.path][part.target], part.layout, hole.shape)
+    return tensor
+
+
+def report(state_dict: StateDict, params: Mapping[str, Any], config: ModelConfig) -> Report:
+    """What `to_params(state_dict, config)` read, used and left."""
+    used = sum(bool(entry.parts) for entry in key_table(config))
+    dtypes = sorted({a.dtype.name for a in state_dict.values()})
+    return Report(
+        len(state_dict), used, len(state_dict) - used, tuple(dtypes), params_checksum(params)
+    )
+
+
+def params_checksum(params: Mapping[str, Any]) -> str:
+    """CRC-32 over names and float32 values, the same whatever file the params came from."""
+    crc = 0
+    for path, leaf in sorted(flatten_dict(params).items()):
+        crc = zlib.crc32("/".join(path).encode(), crc)
+        crc = zlib.crc32(np.ascontiguousarray(leaf, np.float32).tobytes(), crc)
+    return f"{crc:08x}"
+
+
+def _leaf_shapes(config: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
+    image, mask = jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 16, 16, 1))
+    variables = jax.eval_shape(
+        ZmarSNFlow(config).init, jax.random.key(0), image, image, mask, image
+    )
+    return {path: leaf.shape for path, leaf in flatten_dict(variables["params"]).items()}
+
+
+def _to_flax(tensor: np.ndarray, layout: Layout) -> np.ndarray:
+    match layout:
+        case "conv":  # OIHW -> HWIO
+            return tensor.transpose(2, 3, 1, 0)
+        case "conv1":
+            return tensor[:, :, 0, 0].T
+        case "vector":
+            return tensor.reshape(-1)
+        case "matrix":
+            return tensor
+
+
+def _to_torch(array: np.ndarray, layout: Layout, shape: tuple[int, ...]) -> np.ndarray:
+    match layout:
+        case "conv":
+            return array.transpose(3, 2, 0, 1)
+        case "conv1":
+            return array.T[:, :, None, None]
+        case "vector":
+            return array.reshape(shape)
+        case "matrix":
+            return array
+
+
+def _initial(entry: Entry) -> np.ndarray:
+    if entry.init == "zeros":
+        return np.zeros(entry.shape, np.float32)
+    if entry.init == "ones":
+        return np.ones(entry.shape, np.float32)
+    bound = entry.fan_in**-0.5
+    rng = np.random.default_rng(zlib.crc32(entry.key.encode()))
+    return rng.uniform(-bound, bound, entry.shape).astype(np.float32)
