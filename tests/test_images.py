@@ -326,13 +326,14 @@ def test_what_is_no_supported_picture(tmp_path, data, word):
         read(tmp_path, data)
 
 
-def test_size_limit_is_200_megapixels_and_not_left_behind(tmp_path):
-    limit, small = Image.MAX_IMAGE_PIXELS, saved(Image.new("L", (4, 4)), "BMP")
+def test_size_limit_is_200_megapixels_and_not_left_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1234)
+    small = saved(Image.new("L", (4, 4)), "BMP")
     for width, word in ((20_001, "exceeds limit of 200000000"), (20_000, "truncated")):
         size = np.array([width, 10_000], "<i4").tobytes()
         with fails(word):
             read(tmp_path, small[:18] + size + small[26:])
-    assert limit == Image.MAX_IMAGE_PIXELS
+    assert Image.MAX_IMAGE_PIXELS == 1234
 
 
 def test_missing_and_not_a_file(tmp_path):
@@ -364,6 +365,7 @@ def test_no_permission(tmp_path):
         lambda: read_photo(folder / "a.png"),
         lambda: write_photo(folder / "b.png", make(5, 4)),
         lambda: find_photos([folder]),
+        lambda: output_paths([(folder / "a.png", Path("a.png"))], folder / "out"),
     ):
         with no_permission(folder), fails(folder, "Permission denied"):
             use()

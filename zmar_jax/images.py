@@ -134,13 +134,13 @@ def output_paths(
     if suffix.lower() not in SUFFIXES:
         raise ImageError(f"cannot write {suffix!r} files: choose one of {' '.join(SUFFIXES)}")
     sources = {_identity(source): source for source, _ in found}
-    taken: dict[Path, tuple[Path, Path]] = {}
+    taken: dict[str, tuple[Path, Path]] = {}
     for source, relative in found:
         target = Path(out_dir) / relative.with_suffix(suffix)
-        place = target.parent.resolve() / target.name
+        place = os.path.join(os.path.realpath(target.parent), target.name)
         if place in taken:
             raise _error(target, f"wanted by {taken[place][0]} and {source}", "rename one of them")
-        if target.exists() and (victim := sources.get(_identity(target))):
+        if os.path.exists(target) and (victim := sources.get(_identity(target))):
             raise _error(target, f"would overwrite the input {victim}", "choose another folder")
         taken[place] = source, target
     return list(taken.values())
