@@ -3,6 +3,7 @@
 Arrays are NHWC. Kernels are HWIO; a depthwise kernel is [3, 3, 1, C].
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -151,40 +152,77 @@ def _conv3_bwd(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]
     # and holds more memory on TPU (DESIGN, "Gradients need care").
     x, kernel = residuals
     dx = _conv3(dy, kernel[::-1, ::-1].swapaxes(2, 3))
-    dk = [jnp.einsum("bhwi,bhwo->io", tap, dy, precision=HIGHEST) for tap in _taps(x)]
+    dk = [jnp.einsum("bhwi,bhwo->io", tap, dy, precision=HIGHEST) for tap in _taps(pad1(x))]
     return dx, jnp.stack(dk).reshape(kernel.shape)
 
 
 _conv3.defvjp(lambda x, kernel: (_conv3(x, kernel), (x, kernel)), _conv3_bwd)
 
 
+@jax.custom_vjp
 def dw3(x: Array, kernel: Array) -> Array:
-    """Depthwise 3x3 convolution, zero padding 1: [B, H, W, C] with [3, 3, 1, C].
+    """Depthwise 3x3 convolution without padding: [B, H+2, W+2, C] with [3, 3, 1, C].
 
     Nine shifted multiply-adds that XLA fuses into one loop; `lax.conv` with
     `feature_group_count=C` is ten times slower on CPU.
     """
-    return _dw3(x, kernel.astype(x.dtype))
-
-
-@jax.custom_vjp
-def _dw3(x: Array, kernel: Array) -> Array:
-    weights = kernel.reshape(9, 1, 1, 1, -1)
-    return sum((tap * w for tap, w in zip(_taps(x), weights, strict=True)), jnp.zeros_like(x))
+    weights = kernel.astype(x.dtype).reshape(9, 1, 1, 1, -1)
+    first, *others = (tap * w for tap, w in zip(_taps(x), weights, strict=True))
+    return sum(others, first)
 
 
 def _dw3_bwd(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = residuals
-    dx = _dw3(dy, kernel[::-1, ::-1])
+    dx = dw3(jnp.pad(dy, ((0, 0), (2, 2), (2, 2), (0, 0))), kernel[::-1, ::-1])
     dk = [jnp.sum(tap * dy, (0, 1, 2), dtype=jnp.float32) for tap in _taps(x)]
     return dx, jnp.stack(dk).reshape(kernel.shape).astype(kernel.dtype)
 
 
-_dw3.defvjp(lambda x, kernel: (_dw3(x, kernel), (x, kernel)), _dw3_bwd)
+dw3.defvjp(lambda x, kernel: (dw3(x, kernel), (x, kernel)), _dw3_bwd)
 
 
 def _taps(x: Array) -> list[Array]:
-    """The nine shifted views of zero-padded x, in the order of a kernel's rows and columns."""
+    """The nine shifted views of padded x, in the order of a kernel's rows and columns."""
     _, h, w, _ = x.shape
-    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-    return [padded[:, i : i + h, j : j + w] for i in range(3) for j in range(3)]
+    return [x[:, i : i + h - 2, j : j + w - 2] for i in range(3) for j in range(3)]
+
+
+def pad1(x: Array) -> Array:
+    """One zero pixel around [B, H, W, C]."""
+    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+
+
+def scan_rows(
+    body: Callable[[Any, Array], tuple[Any, Array]], carry: Any, x: Array, rows: int
+) -> tuple[Any, Array]:
+    """Runs `body(carry, stripe) -> (carry, y)` over stripes of x, top to bottom.
+
+    A stripe is [B, rows + 2, W + 2, C]: `rows` rows (a divisor of H) with the pixels around them,
+    zeros beyond the image; y is [B, rows, W, C'].
+
+    Returns:
+      The last carry and y [B, H, W, C'].
+    """
+    b, h, w, _ = x.shape
+    padded = pad1(x)
+    if rows == h:
+        return body(carry, padded)
+
+    def step(carry: Any, start: Array) -> tuple[Any, Array]:
+        return body(carry, lax.dynamic_slice_in_dim(padded, start, rows + 2, axis=1))
+
+    carry, stripes = lax.scan(step, carry, jnp.arange(0, h, rows))
+    return carry, jnp.moveaxis(stripes, 0, 1).reshape(b, h, w, -1)
+
+
+def stripe_rows(shape: tuple[int, ...], width: int, stripe_bytes: int | None) -> int:
+    """Rows of a stripe whose `width` channels take about `stripe_bytes`, a divisor of H.
+
+    All of H where `stripe_bytes` is None or H has no suitable divisor.
+    """
+    b, h, w, _ = shape
+    if stripe_bytes is None:
+        return h
+    most = max(stripe_bytes // (4 * b * w * width), 1)
+    divisors = [r for r in range(1, h + 1) if h % r == 0 and most / 4 < r <= most]
+    return max(divisors, default=h)

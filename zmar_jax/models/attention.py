@@ -60,48 +60,53 @@ class MDTA(nn.Module):
     """Channel attention (SPEC section 2, MDTA).
 
     The norms divide the d/heads x d/heads Gram matrix instead of the pixels, and the attention
-    is composed with `project_out` into one d x d matrix per image.
+    is composed with `project_out` into one d x d matrix per image. So q and k are needed only
+    through sums over pixels, which stripes add up.
     """
 
     heads: int
+    stripe_bytes: int | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """x [B, H, W, d] -> [B, H, W, d]."""
-        b, height, width, d = x.shape
+        b, _, _, d = x.shape
         temperature = self.param("temperature", nn.initializers.ones, (self.heads,))
         qkv = self.param("qkv", conv_init, (d, 3 * d))
         taps = self.param("qkv_dwconv", conv_init, (3, 3, 1, 3 * d))
         out = self.param("project_out", conv_init, (d, d))
-        q, k, v = jnp.split(ops.dw3(ops.conv1(x, qkv), taps), 3, -1)
-        attention = self._attention(q, k, temperature)
-        out = out.reshape(self.heads, -1, d)
-        mixer = jnp.einsum("bhij,hio->bhjo", attention, out, precision=HIGHEST)
-        v = v.reshape(b, height * width, d)
-        mixed = jnp.einsum(
-            "bnj,bjo->bno", v, mixer.reshape(b, d, d).astype(v.dtype), precision=HIGHEST
-        )
-        return mixed.reshape(b, height, width, d)
 
-    def _attention(self, q: Array, k: Array, temperature: Array) -> Array:
-        """float32 [B, heads, d/heads, d/heads]."""
+        def stripe(sums: tuple[Array, ...], x: Array) -> tuple[tuple[Array, ...], Array]:
+            q, k, v = jnp.split(ops.dw3(ops.conv1(x, qkv), taps), 3, -1)
+            return tuple(s + n for s, n in zip(sums, self._sums(q, k), strict=True)), v
+
+        width = d // self.heads
+        zeros = [jnp.zeros((b, self.heads, width, n), jnp.float32) for n in (width, 1, 1)]
+        rows = ops.stripe_rows(x.shape, 3 * d, self.stripe_bytes)
+        (gram, qq, kk), v = ops.scan_rows(stripe, tuple(zeros), x, rows)
+        norms = jnp.maximum(jnp.sqrt(qq), 1e-12) * jnp.maximum(jnp.sqrt(kk), 1e-12).mT
+        attention = nn.softmax(gram / norms * temperature.reshape(1, -1, 1, 1))
+        out = out.reshape(self.heads, width, d)
+        mixer = jnp.einsum("bhij,hio->bhjo", attention, out, precision=HIGHEST)
+        mixer = mixer.reshape(b, d, d).astype(v.dtype)
+        return jnp.einsum("bhwj,bjo->bhwo", v, mixer, precision=HIGHEST)
+
+    def _sums(self, q: Array, k: Array) -> tuple[Array, Array, Array]:
+        """q k^T, and the squared norms of q's and k's rows, over the pixels; float32."""
         b, _, _, d = q.shape
         q, k = (a.reshape(b, -1, self.heads, d // self.heads) for a in (q, k))
         gram = jnp.einsum(
             "bnhi,bnhj->bhij", q, k, precision=HIGHEST, preferred_element_type=jnp.float32
         )
-        q_norm, k_norm = (
-            jnp.maximum(jnp.sqrt(jnp.sum(jnp.square(a.astype(jnp.float32)), 1)), 1e-12)
-            for a in (q, k)
-        )
-        cosine = gram / (q_norm[..., :, None] * k_norm[..., None, :])
-        return nn.softmax(cosine * temperature.reshape(1, -1, 1, 1))
+        squares = (jnp.square(a.astype(jnp.float32)).sum(1)[..., None] for a in (q, k))
+        return gram, *squares
 
 
 class GDFN(nn.Module):
     """Gated feed-forward with exact GELU (SPEC section 2, GDFN)."""
 
     hidden: int
+    stripe_bytes: int | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -110,8 +115,13 @@ class GDFN(nn.Module):
         project_in = self.param("project_in", conv_init, (d, 2 * self.hidden))
         taps = self.param("dwconv", conv_init, (3, 3, 1, 2 * self.hidden))
         project_out = self.param("project_out", conv_init, (self.hidden, d))
-        a, b = jnp.split(ops.dw3(ops.conv1(x, project_in), taps), 2, -1)
-        return ops.conv1(nn.gelu(a, approximate=False) * b, project_out)
+
+        def stripe(carry: None, x: Array) -> tuple[None, Array]:
+            a, b = jnp.split(ops.dw3(ops.conv1(x, project_in), taps), 2, -1)
+            return carry, ops.conv1(nn.gelu(a, approximate=False) * b, project_out)
+
+        rows = ops.stripe_rows(x.shape, 2 * self.hidden, self.stripe_bytes)
+        return ops.scan_rows(stripe, None, x, rows)[1]
 
 
 class Block(nn.Module):
@@ -122,6 +132,7 @@ class Block(nn.Module):
 
     config: ModelConfig
     heads: int
+    stripe_bytes: int | None = None
 
     @nn.compact
     def __call__(self, x: Array, attention: Array | None = None) -> tuple[Array, None]:
@@ -130,9 +141,10 @@ class Block(nn.Module):
         norm1 = LayerNorm(cfg.layer_norm_eps, name="norm1")
         if attention is not None:
             x = x + ZMA(name="mask")(norm1(x), attention)
-        x = x + MDTA(self.heads, name="attn")(norm1(x))
+        x = x + MDTA(self.heads, self.stripe_bytes, name="attn")(norm1(x))
         normed = LayerNorm(cfg.layer_norm_eps, name="norm2")(x)
-        return x + GDFN(cfg.hidden(x.shape[-1]), name="ffn")(normed), None
+        hidden = cfg.hidden(x.shape[-1])
+        return x + GDFN(hidden, self.stripe_bytes, name="ffn")(normed), None
 
 
 class Stage(nn.Module):
@@ -141,6 +153,7 @@ class Stage(nn.Module):
     config: ModelConfig
     length: int
     heads: int
+    stripe_bytes: int | None = None
 
     @nn.compact
     def __call__(self, x: Array, attention: Array | None = None) -> Array:
@@ -151,4 +164,4 @@ class Stage(nn.Module):
             in_axes=nn.broadcast,
             length=self.length,
         )
-        return blocks(self.config, self.heads, name="blocks")(x, attention)[0]
+        return blocks(self.config, self.heads, self.stripe_bytes, name="blocks")(x, attention)[0]

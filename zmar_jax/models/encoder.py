@@ -29,6 +29,7 @@ class Encoder(nn.Module):
     """U-shaped encoder; levels 1 to 3 attend by the mask of lost pixels on the way down."""
 
     config: ModelConfig
+    stripe_bytes: int | None = None
 
     @nn.compact
     def __call__(self, lr: Array, mask: Array) -> dict[str, Array]:
@@ -53,24 +54,27 @@ class Encoder(nn.Module):
         attention = [ops.cell_attention(m, grid) for m in masks]
         n, heads = cfg.blocks, cfg.heads
 
+        def stage(length: int, heads: int, name: str) -> Stage:
+            return Stage(cfg, length, heads, self.stripe_bytes, name=name)
+
         x = Conv(dim, 3, name="patch_embed")(lr.astype(cfg.policy))
-        e1 = Stage(cfg, n[0], heads[0], name="encoder_level1")(x, attention[0])
+        e1 = stage(n[0], heads[0], "encoder_level1")(x, attention[0])
         x = ops.squeeze2(Conv(dim // 2, 3, name="down1_2")(e1))
-        e2 = Stage(cfg, n[1], heads[1], name="encoder_level2")(x, attention[1])
+        e2 = stage(n[1], heads[1], "encoder_level2")(x, attention[1])
         x = ops.squeeze2(Conv(dim, 3, name="down2_3")(e2))
-        e3 = Stage(cfg, n[2], heads[2], name="encoder_level3")(x, attention[2])
+        e3 = stage(n[2], heads[2], "encoder_level3")(x, attention[2])
         x = ops.squeeze2(Conv(2 * dim, 3, name="down3_4")(e3))
-        latent = Stage(cfg, n[3], heads[3], name="latent")(x)
+        latent = stage(n[3], heads[3], "latent")(x)
 
         x = ops.unsqueeze2(Conv(16 * dim, 3, name="up4_3")(latent))
         x = Conv(4 * dim, 1, name="reduce_chan_level3")(jnp.concatenate([x, e3], -1))
-        d3 = Stage(cfg, n[2], heads[2], name="decoder_level3")(x)
+        d3 = stage(n[2], heads[2], "decoder_level3")(x)
         x = ops.unsqueeze2(Conv(8 * dim, 3, name="up3_2")(d3))
         x = Conv(2 * dim, 1, name="reduce_chan_level2")(jnp.concatenate([x, e2], -1))
-        d2 = Stage(cfg, n[1], heads[1], name="decoder_level2")(x)
+        d2 = stage(n[1], heads[1], "decoder_level2")(x)
         x = ops.unsqueeze2(Conv(4 * dim, 3, name="up2_1")(d2))
-        d1 = Stage(cfg, n[0], heads[0], name="decoder_level1")(jnp.concatenate([x, e1], -1))
-        f = Stage(cfg, cfg.refinement_blocks, heads[0], name="refinement")(d1)
+        d1 = stage(n[0], heads[0], "decoder_level1")(jnp.concatenate([x, e1], -1))
+        f = stage(cfg.refinement_blocks, heads[0], "refinement")(d1)
 
         u0 = Conv(4 * dim, 1, name="reduce_chan0")(latent)
         u2 = Conv(4 * dim, 1, name="reduce_chan2")(d2)

@@ -16,12 +16,16 @@ class ZmarSNFlow(nn.Module):
 
     `lr` [B, H, W, 3] and `mask` [B, H, W, 1] come from `ops.network_input`; H and W are
     multiples of 8 and at least 16, else ValueError.
+
+    `stripe_bytes` changes no parameter and no result beyond rounding: with it, the encoder's wide
+    layers work on stripes of the image of about that many bytes, to stay within caches and memory.
     """
 
     config: ModelConfig = ModelConfig()
+    stripe_bytes: int | None = None
 
     def setup(self):
-        self.encoder = Encoder(self.config)
+        self.encoder = Encoder(self.config, self.stripe_bytes)
         self.flow = SNFlow(self.config)
 
     def encode(self, lr: Array, mask: Array) -> dict[str, Array]:
