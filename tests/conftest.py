@@ -1,10 +1,27 @@
-"""Shared by all tests: strict JAX, golden files, golden weights."""
+"""Shared by all tests: strict JAX on simulated devices, and compiling quickly."""
 
 import os
+import tempfile
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import golden
 import jax
+import pytest
+
+from zmar_jax import compilation
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compile_quickly():
+    """Small sizes compile for longer than they run: fewer passes, and each program once."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compilation, "_options", lambda backend: golden.QUICK)
+        # also for the processes that tests start
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
+        jax.config.update("jax_compilation_cache_dir", folder)
+        yield
+        jax.config.update("jax_compilation_cache_dir", None)

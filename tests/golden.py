@@ -1,10 +1,13 @@
-"""Golden files of the PyTorch release (SPEC section 10) and the weights that they were made with."""
+"""Golden files of the PyTorch release (SPEC section 10) and the weights they were made with."""
 
 import functools
+import json
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from zmar_jax import torch_port
@@ -15,11 +18,25 @@ FOLDER = Path(__file__).parent / "golden"
 CASES = {"tiny_32x48": ("tiny", 0), "tiny_40x24": ("tiny", 1)}
 FULL_CASES = {"full_64x96": ("zmar_snflow", 0), "full_160x160": ("zmar_snflow", 2)}
 
+# Small sizes compile for longer than they run: a fifth of the time without LLVM's passes.
+QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
+
+
+def jit(function: Callable[..., Any]) -> Any:
+    """`jax.jit` that compiles quickly on a CPU."""
+    return jax.jit(function, compiler_options=QUICK if jax.default_backend() == "cpu" else None)
+
 
 @functools.cache
 def load(name: str) -> dict[str, np.ndarray]:
     with np.load(FOLDER / f"{name}.npz") as file:
         return dict(file)
+
+
+def keys(name: str) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """Every published key in order, with its shape and whether the objective touches it."""
+    table = json.loads((FOLDER / f"keys_{name}.json").read_text())
+    return {key: (tuple(shape), used) for key, (shape, used) in table.items()}
 
 
 def nhwc(x: np.ndarray) -> np.ndarray:

@@ -3,6 +3,8 @@
 Arrays are NHWC. Kernels are HWIO; a depthwise kernel is [3, 3, 1, C].
 """
 
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -119,9 +121,7 @@ def mix_cells(x: Array, attention: Array) -> Array:
     b, h, w, c = x.shape
     grid = attention.shape[1]
     cells = x.reshape(b, grid, h // grid, grid, w // grid, c)
-    mixed = jnp.einsum(
-        "bijkl,bkhlwc->bihjwc", attention.astype(x.dtype), cells, precision=HIGHEST
-    )
+    mixed = jnp.einsum("bijkl,bkhlwc->bihjwc", attention.astype(x.dtype), cells, precision=HIGHEST)
     return mixed.reshape(b, h, w, c)
 
 
@@ -167,8 +167,7 @@ def dw3(x: Array, kernel: Array) -> Array:
     `feature_group_count=C` is ten times slower on CPU.
     """
     weights = kernel.astype(x.dtype).reshape(9, 1, 1, 1, -1)
-    first, *others = (tap * w for tap, w in zip(_taps(x), weights, strict=True))
-    return sum(others, first)
+    return functools.reduce(operator.add, map(operator.mul, _taps(x), weights))
 
 
 def _dw3_bwd(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:

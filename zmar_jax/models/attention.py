@@ -98,8 +98,8 @@ class MDTA(nn.Module):
         gram = jnp.einsum(
             "bnhi,bnhj->bhij", q, k, precision=HIGHEST, preferred_element_type=jnp.float32
         )
-        squares = (jnp.square(a.astype(jnp.float32)).sum(1)[..., None] for a in (q, k))
-        return gram, *squares
+        qq, kk = (jnp.square(a.astype(jnp.float32)).sum(1)[..., None] for a in (q, k))
+        return gram, qq, kk
 
 
 class GDFN(nn.Module):
@@ -161,7 +161,7 @@ class Stage(nn.Module):
             Block,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=self.length,
         )
         return blocks(self.config, self.heads, self.stripe_bytes, name="blocks")(x, attention)[0]

@@ -88,7 +88,9 @@ class Encoder(nn.Module):
 def _check(lr: Array, mask: Array) -> None:
     _, height, width, c = lr.shape
     if c != 3 or mask.shape != (*lr.shape[:3], 1):
-        raise ValueError(f"expected lr [B, H, W, 3], mask [B, H, W, 1]; got {lr.shape}, {mask.shape}")
+        raise ValueError(
+            f"expected lr [B, H, W, 3], mask [B, H, W, 1]; got {lr.shape}, {mask.shape}"
+        )
     if height % 8 or width % 8 or min(height, width) < 16:
         raise ValueError(
             f"height and width must be multiples of 8 and at least 16, got {height}x{width}; "

@@ -1,6 +1,10 @@
 """The whole model: the ZMAR encoder conditions SNFlow."""
 
+import functools
+from typing import Any
+
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from zmar_jax import losses
@@ -56,3 +60,13 @@ class ZmarSNFlow(nn.Module):
         return losses.nll_bits_per_pixel(z, logdet, pixels, self.config.quantization)
 
     __call__ = nll
+
+
+@functools.cache
+def param_shapes(config: ModelConfig) -> dict[str, Any]:
+    """The tree of the model's params as `jax.ShapeDtypeStruct`s; computes nothing."""
+    image, mask = (jax.ShapeDtypeStruct((1, 16, 16, c), jnp.float32) for c in (3, 1))
+    variables = jax.eval_shape(
+        ZmarSNFlow(config).init, jax.random.key(0), image, image, mask, image
+    )
+    return variables["params"]

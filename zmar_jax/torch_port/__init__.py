@@ -5,8 +5,8 @@ from zmar_jax.torch_port.files import read_state_dict as read_state_dict
 from zmar_jax.torch_port.files import weights_format as weights_format
 from zmar_jax.torch_port.files import write_pth as write_pth
 from zmar_jax.torch_port.files import write_safetensors as write_safetensors
+from zmar_jax.torch_port.keys import key_table as key_table
 from zmar_jax.torch_port.port import infer_config as infer_config
 from zmar_jax.torch_port.port import params_checksum as params_checksum
-from zmar_jax.torch_port.port import report as report
 from zmar_jax.torch_port.port import to_params as to_params
 from zmar_jax.torch_port.port import to_state_dict as to_state_dict

@@ -7,13 +7,13 @@ counts the steps of a scan. Tensors without `parts` are published but never used
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 from zmar_jax.config import ModelConfig
 
 Layout = Literal["conv", "conv1", "vector", "matrix"]
-Index = tuple[slice | int, ...]
-Kind = Literal["conv", "bias", "ones", "zeros", "live"]
+Index = tuple[Any, ...]
+"""What NumPy takes between brackets."""
 
 ALL: Index = (slice(None),)
 
@@ -53,7 +53,9 @@ def _conv(key: str, o: int, i: int, size: int, *parts: Part) -> Entry:
     return Entry(key, (o, i, size, size), parts, fan_in=i * size * size)
 
 
-def _live_conv(key: str, o: int, i: int, size: int, path: tuple[str, ...], at: Index = ALL) -> Entry:
+def _live_conv(
+    key: str, o: int, i: int, size: int, path: tuple[str, ...], at: Index = ALL
+) -> Entry:
     return _conv(key, o, i, size, Part(path, "conv" if size == 3 else "conv1", target=at))
 
 
@@ -112,7 +114,9 @@ def _block(
     yield _live_conv(key + "attn.qkv_dwconv.weight", 3 * width, 1, 3, (*attn, "qkv_dwconv"), (k,))
     yield _live_conv(key + "attn.project_out.weight", width, width, 1, (*attn, "project_out"), (k,))
     yield from _norm(key + "norm2.", (*path, "norm2"), k, width)
-    yield _live_conv(key + "ffn.project_in.weight", 2 * hidden, width, 1, (*ffn, "project_in"), (k,))
+    yield _live_conv(
+        key + "ffn.project_in.weight", 2 * hidden, width, 1, (*ffn, "project_in"), (k,)
+    )
     yield _live_conv(key + "ffn.dwconv.weight", 2 * hidden, 1, 3, (*ffn, "dwconv"), (k,))
     yield _live_conv(key + "ffn.project_out.weight", width, hidden, 1, (*ffn, "project_out"), (k,))
 

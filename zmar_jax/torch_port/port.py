@@ -1,6 +1,5 @@
 """State dict of the PyTorch release <-> Flax params, by the key table."""
 
-import dataclasses
 import math
 import re
 import zlib
@@ -13,22 +12,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from zmar_jax.config import ConfigError, ModelConfig
-from zmar_jax.models import ZmarSNFlow
+from zmar_jax.models import param_shapes
 from zmar_jax.torch_port.files import WeightsError
 from zmar_jax.torch_port.keys import Entry, Layout, key_table
 
 StateDict = Mapping[str, np.ndarray]
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What a conversion read and used."""
-
-    read: int
-    used: int
-    unused: int
-    dtypes: tuple[str, ...]
-    checksum: str
 
 
 def infer_config(state_dict: StateDict) -> ModelConfig:
@@ -175,15 +163,6 @@ def _published(entry: Entry, leaves: Mapping[tuple[str, ...], np.ndarray]) -> np
     return tensor
 
 
-def report(state_dict: StateDict, params: Mapping[str, Any], config: ModelConfig) -> Report:
-    """What `to_params(state_dict, config)` read, used and left."""
-    used = sum(bool(entry.parts) for entry in key_table(config))
-    dtypes = sorted({a.dtype.name for a in state_dict.values()})
-    return Report(
-        len(state_dict), used, len(state_dict) - used, tuple(dtypes), params_checksum(params)
-    )
-
-
 def params_checksum(params: Mapping[str, Any]) -> str:
     """CRC-32 over names and float32 values, the same whatever file the params came from."""
     crc = 0
@@ -194,11 +173,8 @@ def params_checksum(params: Mapping[str, Any]) -> str:
 
 
 def _leaf_shapes(config: ModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
-    image, mask = jnp.zeros((1, 16, 16, 3)), jnp.zeros((1, 16, 16, 1))
-    variables = jax.eval_shape(
-        ZmarSNFlow(config).init, jax.random.key(0), image, image, mask, image
-    )
-    return {path: leaf.shape for path, leaf in flatten_dict(variables["params"]).items()}
+    leaves: dict[tuple[str, ...], Any] = flatten_dict(param_shapes(config))
+    return {path: leaf.shape for path, leaf in leaves.items()}
 
 
 def _to_flax(tensor: np.ndarray, layout: Layout) -> np.ndarray:

@@ -1,0 +1,133 @@
+"""The command line: every command, its help, and what it says to bad input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import golden
+import numpy as np
+import pytest
+import torch_corpus
+from PIL import Image
+
+from zmar_jax import cli, torch_port
+from zmar_jax.config import PRESETS
+from zmar_jax.images import read_photo
+
+COMMANDS = ("convert", "info", "restore", "benchmark")
+
+
+@pytest.fixture(scope="module")
+def pth(tmp_path_factory) -> Path:
+    state, storages = torch_corpus.state_of(golden.state_dict("tiny", 0))
+    data = torch_corpus.pth(state, storages)
+    return torch_corpus.put(tmp_path_factory.mktemp("release"), data, "tiny_G.pth")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"$ zmar-jax {command} " in capsys.readouterr().out
+
+
+def test_convert_there_and_back_keeps_every_live_number(pth, tmp_path, capsys):
+    assert cli.main(["convert", str(pth), str(tmp_path / "weights")]) == 0
+    report = capsys.readouterr().out
+    for line in ("pth -> orbax", "384", "342", "42", "float32", "checksum"):
+        assert line in report
+    back = tmp_path / "back.safetensors"
+    assert cli.main(["convert", str(tmp_path / "weights"), str(back)]) == 0
+    read, original = torch_port.read_state_dict(back), golden.state_dict("tiny", 0)
+    assert read.keys() == original.keys()
+    for entry in torch_port.key_table(PRESETS["tiny"]):
+        for part in entry.parts:
+            live = read[entry.key][part.source], original[entry.key][part.source]
+            assert np.array_equal(*live), entry.key
+
+
+def test_convert_refuses_to_replace_unless_told(pth, tmp_path, capsys):
+    target = tmp_path / "w.safetensors"
+    target.write_bytes(b"mine")
+    assert cli.main(["convert", str(pth), str(target)]) == 1
+    assert "--overwrite" in capsys.readouterr().err
+    assert target.read_bytes() == b"mine"
+    assert cli.main(["convert", str(pth), str(target), "--overwrite"]) == 0
+    assert cli.main(["convert", str(target), str(tmp_path / "w")]) == 0
+    assert cli.main(["convert", str(target), str(tmp_path / "w"), "--overwrite"]) == 0
+
+
+def test_convert_to_pth_needs_torch_and_says_so(pth, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert cli.main(["convert", str(pth), str(tmp_path / "w.pth")]) == 1
+    assert "zmar-jax[torch]" in capsys.readouterr().err
+    assert not (tmp_path / "w.pth").exists()
+
+
+def test_info_shows_format_sizes_and_arithmetic(pth, capsys):
+    assert cli.main(["info", str(pth)]) == 0
+    text = capsys.readouterr().out
+    for line in ("pth", "dim: 8", "2,288,902 live", "3,778,630 published", "multiply-adds"):
+        assert line in text
+
+
+def test_restore_writes_pngs_and_fails_with_1(pth, tmp_path, capsys):
+    photos = tmp_path / "photos" / "deep"
+    photos.mkdir(parents=True)
+    Image.fromarray(np.full((32, 48, 3), 20, np.uint8)).save(photos / "ok.jpg")
+    (photos / "bad.png").write_bytes(b"nonsense")
+    arguments = ["restore", str(photos.parent), "-c", str(pth), "-o", str(tmp_path / "out")]
+    assert cli.main(arguments) == 1
+    captured = capsys.readouterr()
+    assert "1 of 2 restored" in captured.out
+    assert "bad.png" in captured.err
+    assert read_photo(tmp_path / "out" / "deep" / "ok.png").rgb.shape == (32, 48, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["restore", "-c", "w"], "name at least one photograph or folder"),
+        (["restore", "no_such.png", "-c", "w"], "no_such.png"),
+        (["restore", "{png}", "-c", "no_such_weights"], "no_such_weights"),
+        (["restore", "{png}", "-c", "w", "-o", "{folder}"], "would overwrite the input"),
+        (["restore", "{png}", "-c", "w", "--samples", "3"], "needs --heat above 0"),
+        (["restore", "{png}", "-c", "w", "--heat", "1", "--std"], "--std needs --samples"),
+        (["restore", "{png}", "-c", "w", "--heat", "-1"], "--heat must be 0 or more"),
+        (["restore", "{png}", "-c", "w", "--samples", "0"], "--samples must be 1 or more"),
+        (["info", "{png}"], "expected a .pth or .safetensors file"),
+        (["info", "{folder}"], "not a zmar_jax checkpoint"),
+        (["convert", "{png}", "w"], "expected a .pth or .safetensors file"),
+        (["benchmark", "restore", "--size", "400"], "--size must be HEIGHTxWIDTH"),
+        (["benchmark", "restore", "--repeats", "0"], "--repeats must be 1"),
+    ],
+)
+def test_bad_input_is_one_clear_line(arguments, message, tmp_path, capsys):
+    png = tmp_path / "a.png"
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(png)
+    filled = [a.format(png=png, folder=tmp_path) for a in arguments]
+    assert cli.main(filled) == 1
+    captured = capsys.readouterr()
+    assert message in captured.err
+    assert captured.err.startswith("error: ")
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_benchmark_prints_json(capsys):
+    options = ["--size", "30x44", "--preset", "tiny", "--repeats", "1", "--json"]
+    assert cli.main(["benchmark", "restore", *options]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["size"] == [32, 48]
+    assert [part["name"] for part in result["parts"]] == ["encoder", "flow"]
+    assert all(p["seconds"] > 0 and p["compile_seconds"] > 0 for p in result["parts"])
+    assert result["peak_memory"] > 0
+
+
+def test_the_script_at_the_top_converts(pth, tmp_path):
+    script = Path(__file__).parents[1] / "convert_torch_weights.py"
+    command = [sys.executable, str(script), str(pth), str(tmp_path / "w.safetensors")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "w.safetensors").exists()

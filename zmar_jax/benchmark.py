@@ -1,0 +1,100 @@
+"""Timings of the project's programs on the machine at hand."""
+
+import dataclasses
+import os
+import resource
+import sys
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from zmar_jax.config import ModelConfig
+from zmar_jax.cost import restore_multiply_adds
+from zmar_jax.models import param_shapes
+from zmar_jax.restore import Restorer
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One compiled program: seconds of the fastest run, seconds to compile, what it takes.
+
+    `temporaries` is XLA's own count of scratch memory, bytes; `multiply_adds` of one run.
+    """
+
+    name: str
+    seconds: float
+    compile_seconds: float
+    multiply_adds: int
+    temporaries: int
+
+
+@dataclasses.dataclass(frozen=True)
+class RestoreBenchmark:
+    """`benchmark_restore`'s result; `peak_memory` is the process's, bytes."""
+
+    size: tuple[int, int]
+    parts: tuple[Part, ...]
+    peak_memory: int
+    device: str
+
+    @property
+    def seconds(self) -> float:
+        return sum(part.seconds for part in self.parts)
+
+
+def benchmark_restore(
+    config: ModelConfig, height: int, width: int, repeats: int = 3, params: Any = None
+) -> RestoreBenchmark:
+    """Times encoder and flow for one image, batch 1; random weights unless `params` are given.
+
+    Height and width are padded to multiples of 8, as restoring does.
+    """
+    height, width = height + -height % 8, width + -width % 8
+    restorer = Restorer(config, _random_params(config) if params is None else params)
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 60, (1, height, width, 3), np.uint8)
+    z = np.zeros((1, height // 8, width // 8, 192), np.float32)
+    encode_cost, decode_cost = restore_multiply_adds(config, height, width)
+    variables = restorer.variables
+    encoder, conditions = _time("encoder", restorer.encode, encode_cost, repeats, variables, image)
+    flow, _ = _time("flow", restorer.decode, decode_cost, repeats, variables, z, conditions)
+    device = f"{jax.devices()[0].device_kind} ({os.cpu_count()} cores), jax {jax.__version__}"
+    return RestoreBenchmark((height, width), (encoder, flow), peak_memory(), device)
+
+
+def _time(name: str, fn: Any, cost: int, repeats: int, *args: Any) -> tuple[Part, Any]:
+    start = time.perf_counter()
+    compiled = fn.lower(*args).compile()
+    compile_seconds = time.perf_counter() - start
+    fastest, out = float("inf"), None
+    for _ in range(repeats):
+        start = time.perf_counter()
+        out = jax.block_until_ready(compiled(*args))
+        fastest = min(fastest, time.perf_counter() - start)
+    temporaries = compiled.memory_analysis().temp_size_in_bytes
+    return Part(name, fastest, compile_seconds, cost, temporaries), out
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held, bytes; an accelerator's where there is one."""
+    stats = jax.devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _random_params(config: ModelConfig) -> Any:
+    """Weights of the right shapes and sane sizes; drawing the model's own compiles for a minute."""
+    rng = np.random.default_rng(0)
+    shapes: dict[tuple[str, ...], Any] = flatten_dict(param_shapes(config))
+    leaves = {}
+    for path, leaf in shapes.items():
+        value = 0.02 * rng.standard_normal(leaf.shape, np.float32)
+        if path[-2:] == ("invconv", "weight"):
+            value += np.eye(leaf.shape[-1], dtype=np.float32)
+        leaves[path] = jax.numpy.asarray(value)
+    return unflatten_dict(leaves)

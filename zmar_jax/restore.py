@@ -1,0 +1,171 @@
+"""Restoring photographs: an array, or files."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from zmar_jax import compilation, ops
+from zmar_jax.config import ModelConfig
+from zmar_jax.flow import invert_weights
+from zmar_jax.images import ImageError, Photo, read_photo, write_photo
+from zmar_jax.models import ZmarSNFlow
+from zmar_jax.weights import load_weights
+
+SMALLEST = 16
+
+
+def load_restorer(path: str | Path) -> "Restorer":
+    """A `Restorer` with the weights in `path`: .pth, .safetensors or an Orbax directory.
+
+    Raises:
+      ValueError: names the file, what is wrong with it, and what to do.
+    """
+    weights = load_weights(path)
+    return Restorer(weights.config, weights.params)
+
+
+class Restorer:
+    """Restores photographs of any size; each padded size is compiled once (SPEC section 6).
+
+    ```
+    restorer = load_restorer("weights")
+    image = restorer(uint8_hw3, heat=0.0, seed=0)
+    ```
+    """
+
+    def __init__(self, config: ModelConfig, params: Any):
+        model = ZmarSNFlow(config, compilation.stripe_bytes())
+        self.config = config
+        self.variables = {"params": params, "inverse": invert_weights(params)}
+
+        def encode(variables: Any, image: jax.Array) -> Any:
+            return model.apply(variables, *ops.network_input(image), method="encode")
+
+        def decode(variables: Any, z: jax.Array, conditions: dict[str, jax.Array]) -> jax.Array:
+            return jnp.clip(model.apply(variables, z, conditions, method="decode")[0], 0, 1)
+
+        self.encode = compilation.jit(encode)
+        self.decode = compilation.jit(decode)
+
+    def __call__(self, image: np.ndarray, heat: float = 0.0, seed: int = 0) -> np.ndarray:
+        """The restored photograph.
+
+        Args:
+          image: uint8 or uint16 [H, W, 3] RGB, H and W at least 16.
+          heat: standard deviation of the latent, 0 or more; 0 gives the mode.
+          seed: of the latent; without effect at heat 0.
+
+        Returns:
+          The same shape and dtype.
+
+        Raises:
+          ValueError: not such an image, or a negative heat.
+        """
+        return self.sample(image, heat, seed, samples=1)[0]
+
+    def sample(
+        self, image: np.ndarray, heat: float, seed: int = 0, samples: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation over several restorations; one encoder pass for all.
+
+        Args: as of a call; samples: how many, at least 1.
+
+        Returns:
+          mean: rounded to the dtype of `image`, [H, W, 3].
+          std: float32 [H, W, 3], in units of the dtype (0 to 127.5 for uint8).
+        """
+        _check(image, heat, samples)
+        height, width, _ = image.shape
+        padded = _pad(image)
+        conditions = self.encode(self.variables, padded[None])
+        latent = (1, padded.shape[0] // 8, padded.shape[1] // 8, 192)
+        mean = np.zeros(padded.shape, np.float64)
+        squares = np.zeros(padded.shape, np.float64)
+        for i in range(samples):
+            rng = jax.random.fold_in(jax.random.key(seed), i)
+            z = heat * jax.random.normal(rng, latent)
+            x = np.asarray(self.decode(self.variables, z, conditions)[0], np.float64)
+            # Welford's update: no cancellation, whatever the number of samples
+            delta = x - mean
+            mean += delta / (i + 1)
+            squares += delta * (x - mean)
+        full = np.iinfo(image.dtype).max
+        mean, std = mean[:height, :width], np.sqrt(squares / samples)[:height, :width]
+        return np.round(full * mean).astype(image.dtype), (full * std).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How `restore_files` restores: as `Restorer.sample`; `std` writes the deviation, too."""
+
+    heat: float = 0.0
+    samples: int = 1
+    seed: int = 0
+    std: bool = False
+
+
+def restore_files(
+    restorer: Restorer,
+    paths: Sequence[tuple[Path, Path]],
+    options: Options,
+    done: Callable[[Path, Path, Exception | None], None],
+) -> list[Path]:
+    """Restores each (source, target); a failure is reported and the others go on.
+
+    Args:
+      done: called after each file with source, target, and the error or None.
+
+    Returns:
+      The sources that failed.
+    """
+    failed = []
+    for source, target in paths:
+        error = None
+        try:
+            restore_file(restorer, source, target, options)
+        except (ImageError, ValueError, MemoryError, jax.errors.JaxRuntimeError) as e:
+            failed.append(source)
+            error = e
+        done(source, target, error)
+    return failed
+
+
+def restore_file(restorer: Restorer, source: Path, target: Path, options: Options) -> None:
+    """Restores one file; the deviation, if wanted, goes beside it as `std_path(target)`."""
+    photo = read_photo(source)
+    image, std = restorer.sample(photo.rgb, options.heat, options.seed, options.samples)
+    write_photo(target, photo.with_rgb(image))
+    if options.std:
+        write_photo(std_path(target), Photo(np.round(std).astype(photo.rgb.dtype)))
+
+
+def std_path(target: Path) -> Path:
+    """Where the standard deviation goes: `a/b.png` -> `a/b.std.png`."""
+    return target.with_suffix(f".std{target.suffix}")
+
+
+def _pad(image: np.ndarray) -> np.ndarray:
+    # NumPy, so that only padded sizes are compiled, and only once
+    height, width, _ = image.shape
+    return np.pad(image, ((0, -height % 8), (0, -width % 8), (0, 0)), mode="reflect")
+
+
+def _check(image: np.ndarray, heat: float, samples: int) -> None:
+    if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(
+            f"expected a uint8 or uint16 image [H, W, 3], got {image.dtype} {image.shape}"
+        )
+    if min(image.shape[:2]) < SMALLEST:
+        raise ValueError(
+            f"expected at least {SMALLEST}x{SMALLEST} pixels, got "
+            f"{image.shape[1]}x{image.shape[0]} (width x height)"
+        )
+    if not heat >= 0 or not np.isfinite(heat):
+        raise ValueError(f"heat must be 0 or more, got {heat}")
+    if samples < 1:
+        raise ValueError(f"samples must be 1 or more, got {samples}")

@@ -1,0 +1,101 @@
+"""Weights of any format: read into params, write from params."""
+
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+
+from zmar_jax import checkpoint, torch_port
+from zmar_jax.config import ModelConfig
+from zmar_jax.models import param_shapes
+
+Format = Literal["orbax", "safetensors", "pth"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Params with their sizes and where they came from.
+
+    `tensors`, `used` and `dtypes` tell of the file; `checksum` of the params, whatever the file.
+    """
+
+    params: Any
+    config: ModelConfig
+    format: Format
+    tensors: int
+    used: int
+    dtypes: tuple[str, ...]
+
+    @property
+    def checksum(self) -> str:
+        return torch_port.params_checksum(self.params)
+
+
+def load_weights(path: str | Path) -> Weights:
+    """Reads a `.pth` or `.safetensors` file of the release's keys, or an Orbax directory.
+
+    Raises:
+      ValueError: names the file, what is wrong with it, and what to do.
+    """
+    kind = torch_port.weights_format(path)
+    if kind == "orbax":
+        params, config = checkpoint.load_params(path)
+        count = len(jax.tree.leaves(params))
+        return Weights(params, config, kind, count, count, ("float32",))
+    state_dict = torch_port.read_state_dict(path)
+    try:
+        config = torch_port.infer_config(state_dict)
+        params = torch_port.to_params(state_dict, config)
+    except torch_port.WeightsError as e:
+        raise torch_port.WeightsError(f"{path}: {e}") from e
+    used = sum(bool(entry.parts) for entry in torch_port.key_table(config))
+    dtypes = tuple(sorted({a.dtype.name for a in state_dict.values()}))
+    return Weights(params, config, kind, len(state_dict), used, dtypes)
+
+
+def save_weights(
+    path: str | Path, weights: Weights, to: Format | None = None, overwrite: bool = False
+) -> Format:
+    """Writes weights as the format `to`, by default the one that the suffix of `path` names.
+
+    `.safetensors` and `.pth` hold all published keys; any other name becomes an Orbax directory.
+
+    Raises:
+      ValueError: `path` exists and `overwrite` is off, or it cannot be written.
+    """
+    path = Path(path)
+    if to is None:
+        suffixes: dict[str, Format] = {".safetensors": "safetensors", ".pth": "pth"}
+        to = suffixes.get(path.suffix.lower(), "orbax")
+    if path.exists() and not overwrite:
+        raise torch_port.WeightsError(f"{path}: exists already; choose another name or --overwrite")
+    if to == "orbax":
+        if path.is_file():
+            path.unlink()
+        checkpoint.save_params(path, weights.params, weights.config)
+        return to
+    if path.is_dir():
+        raise torch_port.WeightsError(f"{path}: is a folder; remove it or choose another name")
+    state_dict = torch_port.to_state_dict(weights.params, weights.config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if to == "safetensors":
+        torch_port.write_safetensors(path, state_dict, {"format": "pt"})
+    else:
+        torch_port.write_pth(path, state_dict)
+    return to
+
+
+def parameter_counts(config: ModelConfig) -> list[tuple[str, int, int]]:
+    """(part, live values, published values) of the encoder, the flow and both."""
+    live = {
+        part: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes))
+        for part, shapes in param_shapes(config).items()
+    }
+    published = {"encoder": 0, "flow": 0}
+    for entry in torch_port.key_table(config):
+        part = "encoder" if entry.key.startswith("RRDB.") else "flow"
+        published[part] += math.prod(entry.shape)
+    rows = [(part, live[part], published[part]) for part in published]
+    return [*rows, ("both", sum(live.values()), sum(published.values()))]
