@@ -75,8 +75,7 @@ BIJECTIONS = {
         {"fea_up0": (BATCH, 1, 1, 12), "fea_up1": (BATCH, 2, 2, 12), "fea_up2": (BATCH, 4, 4, 12)},
     ),
 }
-WITH_PARAMETERS = [name for name in BIJECTIONS if name != "squeeze"]
-WITH_INVCONV = [name for name in WITH_PARAMETERS if name not in ("actnorm", "coupling")]
+WITH_INVCONV = [name for name in BIJECTIONS if name not in ("actnorm", "squeeze", "coupling")]
 
 TOLERANCE: dict[Any, float] = {np.float32: 1e-4, np.float64: 1e-10}
 
@@ -216,14 +215,31 @@ def first_example_of(name: str, cond: Any, others: Any) -> Any:
     return jax.tree.map(put, cond, others, BIJECTIONS[name].cond)
 
 
-@pytest.mark.parametrize("name", BIJECTIONS)
+@pytest.mark.parametrize("name", [name for name in BIJECTIONS if name != "snflow"])  # slow
 @both
 def test_gradients_are_those_of_finite_differences(name: str, direction: str, side: str) -> None:
-    """Of both outputs, by parameters, input and condition; fails where a float64 is rounded."""
+    """By parameters, input and condition, in float64; fails where anything is rounded to less."""
     with jax.enable_x64(True):
-        variables, here, cond = inputs(name, side, np.float64)
-        f = method(name, direction)
-        check_grads(f, (variables, here, cond), 1, ["rev"], eps=1e-6, atol=1e-6, rtol=1e-6)
+        at = inputs(name, side, np.float64)
+        weights = jax.tree.map(lambda a: normal(2, *a.shape), method(name, direction)(*at))
+
+        def total(outputs: Any) -> Any:
+            return sum((a * b).sum() for a, b in zip(outputs, weights, strict=True))
+
+        apply = functools.partial(BIJECTIONS[name].module.apply, method=direction)
+        gradients = golden.jit(jax.grad(lambda at: total(apply(*at))))(at)
+        for i in (i for i in range(3) if jax.tree.leaves(at[i])):
+            leaves, tree = jax.tree.flatten(at[i])
+            step = [normal(3 + j, *a.shape).astype(np.float64) for j, a in enumerate(leaves)]
+            length = math.sqrt(sum(np.vdot(d, d) for d in step))
+            step = [d / length for d in step]
+            slopes = jax.tree.map(np.vdot, gradients[i], tree.unflatten(step))
+            ends = []
+            for eps in (1e-5, -1e-5):
+                moved = tree.unflatten([a + eps * d for a, d in zip(leaves, step, strict=True)])
+                ends.append(total(method(name, direction)(*at[:i], moved, *at[i + 1 :])))
+            slope = sum(jax.tree.leaves(slopes))
+            np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-5, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", WITH_INVCONV)
@@ -409,38 +425,43 @@ def padded_dw3(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return ops.dw3(ops.pad1(x), kernel)
 
 
-def same_values_and_gradients(found: Any, expected: Any, x: np.ndarray, kernel: np.ndarray) -> None:
-    cotangent = normal(1, *x.shape[:3], kernel.shape[-1])
+def check_convolution(found: Any, expected: Any, x: np.ndarray, kernel: np.ndarray) -> None:
+    """The same values and gradients, of `x`'s precision."""
+    cotangent = normal(1, *x.shape[:3], kernel.shape[-1]).astype(x.dtype)
 
-    @golden.jit
     def results(x: jax.Array, kernel: jax.Array) -> Any:
         values, pulls = zip(*(jax.vjp(f, x, kernel) for f in (found, expected)), strict=True)
         return [(y, *pull(cotangent)) for y, pull in zip(values, pulls, strict=True)]
 
-    for a, b in zip(*results(x, kernel), strict=True):
-        np.testing.assert_allclose(a, b, atol=2e-5)
+    with jax.enable_x64(x.dtype == np.float64):
+        for a, b in zip(*golden.jit(results)(x, kernel), strict=True):
+            assert a.dtype == x.dtype
+            np.testing.assert_allclose(a, b, atol=2e-5 if x.dtype == np.float32 else 1e-12)
+
+
+DTYPE = st.sampled_from([np.float32, np.float64])
 
 
 @few
-@given(shape=SHAPE, out=st.integers(1, 4), seed=SEED)
-def test_conv3_is_the_convolution(shape: tuple[int, ...], out: int, seed: int) -> None:
+@given(shape=SHAPE, out=st.integers(1, 4), seed=SEED, dtype=DTYPE)
+def test_conv3_is_the_convolution(shape: tuple[int, ...], out: int, seed: int, dtype: Any) -> None:
     x, kernel = normal(seed, *shape), normal(seed, 3, 3, shape[-1], out)
-    same_values_and_gradients(ops.conv3, lax_conv, x, kernel)
+    check_convolution(ops.conv3, lax_conv, x.astype(dtype), kernel.astype(dtype))
 
 
 @few
-@given(shape=SHAPE, seed=SEED)
-def test_dw3_is_the_depthwise_convolution(shape: tuple[int, ...], seed: int) -> None:
+@given(shape=SHAPE, seed=SEED, dtype=DTYPE)
+def test_dw3_is_the_depthwise_convolution(shape: tuple[int, ...], seed: int, dtype: Any) -> None:
     x, kernel = normal(seed, *shape), normal(seed, 3, 3, 1, shape[-1])
     expected = functools.partial(lax_conv, groups=shape[-1])
-    same_values_and_gradients(padded_dw3, expected, x, kernel)
+    check_convolution(padded_dw3, expected, x.astype(dtype), kernel.astype(dtype))
 
 
 @pytest.mark.parametrize(("conv", "inner"), [(ops.conv3, 3), (padded_dw3, 1)])
 def test_gradients_of_gradients(conv: Any, inner: int) -> None:
     with jax.enable_x64(True):
         x, kernel = (normal(0, *s).astype(np.float64) for s in ((2, 4, 5, 3), (3, 3, inner, 3)))
-        check_grads(conv, (x, kernel), order=2, modes=["rev"], atol=1e-8, rtol=1e-8)
+        check_grads(conv, (x, kernel), order=2, modes=["rev"], atol=1e-6, rtol=1e-6)
 
 
 @few

@@ -117,7 +117,7 @@ def dequantization(g: dict[str, np.ndarray]) -> float:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_network_input(case: str):
+def test_network_input(case: str) -> None:
     _, _, g = setting(case)
     lr, mask = ops.network_input(g["low"])
     assert worst(lr, g["lr"]) <= 1e-6
@@ -125,7 +125,7 @@ def test_network_input(case: str):
 
 
 @pytest.mark.parametrize("i", range(3))
-def test_preprocess(i: int):
+def test_preprocess(i: int) -> None:
     g = golden.load("preprocess")
     lr, mask = ops.network_input(g[f"u8_{i}"][None])
     step = 8 if i == 0 else 1
@@ -140,7 +140,7 @@ def test_preprocess(i: int):
 
 @pytest.mark.parametrize("case", TINY_CASES)
 @pytest.mark.parametrize("kind", ["enc", "tap"])
-def test_encoder(case: str, kind: str):
+def test_encoder(case: str, kind: str) -> None:
     _, _, g = setting(case)
     output = encoder_output if kind == "enc" else stage_output
     names = [key.removeprefix(f"{kind}/") for key in g if key.startswith(f"{kind}/")]
@@ -151,7 +151,7 @@ def test_encoder(case: str, kind: str):
 
 @pytest.mark.parametrize("case", FULL_CASES)
 @pytest.mark.parametrize("kind", ["enc", "tap"])
-def test_encoder_statistics(case: str, kind: str):
+def test_encoder_statistics(case: str, kind: str) -> None:
     _, _, g = setting(case)
     output = encoder_output if kind == "enc" else stage_output
     names = [key.removeprefix(f"{kind}_mean/") for key in g if key.startswith(f"{kind}_mean/")]
@@ -165,7 +165,7 @@ def test_encoder_statistics(case: str, kind: str):
 
 
 @pytest.mark.parametrize("case", FULL_CASES)
-def test_encoder_crops(case: str):
+def test_encoder_crops(case: str) -> None:
     _, _, g = setting(case)
     errors = {}
     for name in (*CONDITIONS, "cat_f"):
@@ -175,24 +175,33 @@ def test_encoder_crops(case: str):
     small(errors, 1e-4)
 
 
+def test_encoder_in_stripes() -> None:
+    model, variables, g = setting("tiny_32x48")
+    model = model.clone(stripe_bytes=40_000)
+    assert ops.stripe_rows((2, 32, 48, 8), 24, model.stripe_bytes) == 4
+    run = golden.jit(functools.partial(model.apply, method="encode"))
+    found, expected = run(variables, g["lr"], g["mask"]), {k: g[f"enc/{k}"] for k in CONDITIONS}
+    small({k: worst(found[k], e, e.std()) for k, e in expected.items()}, 1e-4)
+
+
 # The flow.
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_latent(case: str):
+def test_latent(case: str) -> None:
     _, _, g = setting(case)
     assert worst(forward(case)[0], g["z"], g["z"].std()) <= 1e-4
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_logdet(case: str):
+def test_logdet(case: str) -> None:
     _, _, g = setting(case)
     expected = g["logdet"] + dequantization(g)
     np.testing.assert_allclose(forward(case)[1], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_nll_of_latent_and_logdet(case: str):
+def test_nll_of_latent_and_logdet(case: str) -> None:
     model, _, g = setting(case)
     pixels, quantization = math.prod(g["gt"].shape[1:3]), model.config.quantization
     nll = losses.nll_bits_per_pixel(*forward(case), pixels, quantization)
@@ -200,7 +209,7 @@ def test_nll_of_latent_and_logdet(case: str):
 
 
 @pytest.mark.parametrize("case", [TINY_CASES[0], FULL_CASES[1]])
-def test_nll(case: str):
+def test_nll(case: str) -> None:
     model, variables, g = setting(case)
     run = golden.jit(functools.partial(model.apply, method="nll"))
     nll = run(variables, g["gt"], g["lr"], g["mask"], g["noise"])
@@ -209,7 +218,7 @@ def test_nll(case: str):
 
 @pytest.mark.parametrize("restore", [inverse, decoded])
 @pytest.mark.parametrize("case", CASES)
-def test_restoration(case: str, restore: Any):
+def test_restoration(case: str, restore: Any) -> None:
     _, _, g = setting(case)
     tolerance = 1e-4 if case in TINY_CASES else 2e-3
     small({k: worst(x, g[f"x_{k}"]) for k, (x, _) in restore(case).items()}, tolerance)
@@ -217,7 +226,7 @@ def test_restoration(case: str, restore: Any):
 
 @pytest.mark.parametrize("restore", [inverse, decoded])
 @pytest.mark.parametrize("case", CASES)
-def test_reverse_logdet(case: str, restore: Any):
+def test_reverse_logdet(case: str, restore: Any) -> None:
     _, _, g = setting(case)
     for name, (_, logdet) in restore(case).items():
         expected = g[f"logdet_reverse_{name}"] - dequantization(g)
@@ -256,11 +265,11 @@ def gradients() -> tuple[float, dict[str, np.ndarray]]:
     return float(value), {e.key: live(e, published[e.key]) for e in key_table(TINY) if e.parts}
 
 
-def test_loss():
+def test_loss() -> None:
     np.testing.assert_allclose(gradients()[0], golden.load("tiny_gradients")["loss"], rtol=1e-5)
 
 
-def test_gradient_norms():
+def test_gradient_norms() -> None:
     g = golden.load("tiny_gradients")
     found = {
         f"norm/{key}": np.linalg.norm(x.astype(np.float64)) for key, x in gradients()[1].items()
@@ -269,7 +278,7 @@ def test_gradient_norms():
     small({key: worst(norm, g[key], g[key]) for key, norm in found.items()}, 1e-4)
 
 
-def test_gradient_values():
+def test_gradient_values() -> None:
     g = golden.load("tiny_gradients")
     expected = {key: g[key] for key in g if key.startswith("grad/")}
     found = {key: gradients()[1][key.removeprefix("grad/")] for key in expected}
@@ -296,7 +305,7 @@ def initialise() -> Any:
     return lambda leaves: run(unflatten_dict(leaves), gt, lr, mask, noise)
 
 
-def test_actnorm_initialisation():
+def test_actnorm_initialisation() -> None:
     g = golden.load("tiny_training")
     params = initialise()(without_actnorm(golden.params("tiny", 3)))
     found = torch_port.to_state_dict(params, TINY)
@@ -305,7 +314,7 @@ def test_actnorm_initialisation():
     small({key: worst(found[key], e) for key, e in expected.items()}, 1e-4)
 
 
-def test_initialisation_keeps_actnorms_with_a_bias_and_all_other_parameters():
+def test_initialisation_keeps_actnorms_with_a_bias_and_all_other_parameters() -> None:
     leaves = without_actnorm(golden.params("tiny", 3))
     path = ("flow", "level2", "conditional", "step", "actnorm", "bias")
     leaves[path] = leaves[path].at[1, 5].set(0.25)  # one number, of the second step
