@@ -208,7 +208,8 @@ def test_nll_of_latent_and_logdet(case: str) -> None:
     np.testing.assert_allclose(nll, g["nll"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("case", [TINY_CASES[0], FULL_CASES[1]])
+@pytest.mark.slow  # `test_loss` holds the same method
+@pytest.mark.parametrize("case", ["tiny_32x48", "full_160x160"])
 def test_nll(case: str) -> None:
     model, variables, g = setting(case)
     run = golden.jit(functools.partial(model.apply, method="nll"))
@@ -216,16 +217,25 @@ def test_nll(case: str) -> None:
     np.testing.assert_allclose(nll, g["nll"], rtol=1e-5)
 
 
-@pytest.mark.parametrize("restore", [inverse, decoded])
-@pytest.mark.parametrize("case", CASES)
+restorations = pytest.mark.parametrize(
+    ("case", "restore"),
+    [
+        *[(case, restore) for case in TINY_CASES for restore in (inverse, decoded)],
+        ("full_64x96", decoded),
+        pytest.param("full_64x96", inverse, marks=pytest.mark.slow),
+        *[pytest.param("full_160x160", r, marks=pytest.mark.slow) for r in (inverse, decoded)],
+    ],
+)
+
+
+@restorations
 def test_restoration(case: str, restore: Any) -> None:
     _, _, g = setting(case)
     tolerance = 1e-4 if case in TINY_CASES else 2e-3
     small({k: worst(x, g[f"x_{k}"]) for k, (x, _) in restore(case).items()}, tolerance)
 
 
-@pytest.mark.parametrize("restore", [inverse, decoded])
-@pytest.mark.parametrize("case", CASES)
+@restorations
 def test_reverse_logdet(case: str, restore: Any) -> None:
     _, _, g = setting(case)
     expected = {k: g[f"logdet_reverse_{k}"] - dequantization(g) for k in latents(g)}

@@ -17,9 +17,7 @@ def standard_normal_logprob(z: Array) -> Array:
     """Sum of log N(z; 0, I) over all but the first axis, nats: [B, ...] -> float32 [B]."""
     axes = tuple(range(1, z.ndim))
     count = math.prod(z.shape[1:])
-    return -0.5 * jnp.sum(jnp.square(z.astype(jnp.float32)), axes) - 0.5 * count * math.log(
-        2 * math.pi
-    )
+    return -0.5 * jnp.sum(jnp.square(z), axes) - 0.5 * count * math.log(2 * math.pi)
 
 
 def nll_bits_per_pixel(z: Array, logdet: Array, pixels: int, quantization: int) -> Array:

@@ -18,6 +18,16 @@ HIGHEST = lax.Precision.HIGHEST
 """Float32 products stay float32 on TPU and GPU; on bfloat16 operands it changes nothing."""
 
 
+def wide(dtype: Any) -> Any:
+    """At least float32: what statistics, log-determinants and the flow's state are kept in."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def hidden_cast(x: Array, policy: str) -> Array:
+    """x as the policy computes hidden layers: in bfloat16, or as it is."""
+    return x.astype(jnp.bfloat16) if policy == "bfloat16" else x
+
+
 def network_input(image: Any) -> tuple[Array, Array]:
     """What the encoder reads (SPEC section 1).
 
@@ -109,7 +119,7 @@ def cell_attention(mask: Array, grid: int) -> Array:
       [B, grid, grid, grid, grid] float32: output cell (row, col), then input cell (row, col).
     """
     b, h, w, _ = mask.shape
-    cells = mask.astype(jnp.float32).reshape(b, grid, h // grid, grid, w // grid)
+    cells = mask.astype(wide(mask.dtype)).reshape(b, grid, h // grid, grid, w // grid)
     m = cells.transpose(0, 1, 3, 2, 4).reshape(b, grid * grid, -1)
     m = m / jnp.maximum(jnp.linalg.norm(m, axis=-1, keepdims=True), 1e-12)
     logits = jnp.einsum("bpt,bqt->bpq", m, m, precision=HIGHEST)
@@ -173,7 +183,7 @@ def dw3(x: Array, kernel: Array) -> Array:
 def _dw3_bwd(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = residuals
     dx = dw3(jnp.pad(dy, ((0, 0), (2, 2), (2, 2), (0, 0))), kernel[::-1, ::-1])
-    dk = [jnp.sum(tap * dy, (0, 1, 2), dtype=jnp.float32) for tap in _taps(x)]
+    dk = [jnp.sum(tap * dy, (0, 1, 2), dtype=wide(x.dtype)) for tap in _taps(x)]
     return dx, jnp.stack(dk).reshape(kernel.shape).astype(kernel.dtype)
 
 

@@ -28,8 +28,8 @@ class ActNorm(nn.Module):
         logs = self.param("logs", nn.initializers.zeros, (width,))
         if data_dependent and self.is_mutable_collection(ACTNORM_INIT):
             keep = jnp.any(bias != 0)
-            mean = x.mean((0, 1, 2), dtype=jnp.float32)
-            std = x.std((0, 1, 2), dtype=jnp.float32)
+            wide = x.astype(ops.wide(x.dtype))
+            mean, std = wide.mean((0, 1, 2)), wide.std((0, 1, 2))
             bias = jnp.where(keep, bias, -mean)
             logs = jnp.where(keep, logs, -jnp.log(std + self.eps))
             self.put_variable(ACTNORM_INIT, "bias", bias)

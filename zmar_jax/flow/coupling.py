@@ -55,11 +55,11 @@ class Coupling(nn.Module):
         expected = 2 * self.config.flow_hidden
         if cond.shape[-1] != expected:
             raise ValueError(f"expected a condition of {expected} channels, got {cond.shape}")
-        features, condition = jnp.split(cond.astype(self.config.policy), 2, -1)
+        features, condition = jnp.split(ops.hidden_cast(cond, self.config.policy), 2, -1)
         return features, condition
 
     def _affines(self, z1: Array, condition: Array) -> tuple[tuple[Array, Array], ...]:
-        first, second = jnp.split(self.z1(z1.astype(self.config.policy)), 2, -1)
+        first, second = jnp.split(self.z1(ops.hidden_cast(z1, self.config.policy)), 2, -1)
         width = z1.shape[-1]
         return self.fAffine(first + condition, width), self.fAffine2(second, width)
 
@@ -83,7 +83,7 @@ class CouplingNet(nn.Module):
         gain = jnp.exp(3 * self.param("logs", nn.initializers.zeros, (2 * width,)))
         # shifts are the even channels and logits the odd: sort the kernel, not the activations
         kernel, bias = _sort_even_odd(kernel * ops.channels(gain)), _sort_even_odd(bias * gain)
-        out = ops.conv3(h, kernel).astype(jnp.float32) + ops.channels(bias)
+        out = ops.conv3(h, kernel).astype(ops.wide(h.dtype)) + ops.channels(bias)
         shift, logit = jnp.split(out, 2, -1)
         return nn.sigmoid(logit + cfg.scale_shift) + cfg.scale_eps, shift
 
@@ -114,7 +114,7 @@ class ConditionProjection(nn.Module):
         width, steps = cond.shape[-1], self.config.flow_steps
         shape = (3, 3, width, steps, 2 * self.config.flow_hidden)
         kernel = self.param("kernel", normal_init, shape)
-        h = ops.conv3(cond.astype(self.config.policy), kernel.reshape(3, 3, width, -1))
+        h = ops.conv3(ops.hidden_cast(cond, self.config.policy), kernel.reshape(3, 3, width, -1))
         return jnp.moveaxis(h.reshape(*cond.shape[:3], steps, -1), 3, 0)
 
 

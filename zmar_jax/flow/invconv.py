@@ -39,7 +39,7 @@ class InvConv(nn.Module):
 
 
 def invert_weights(params: dict[str, Any]) -> dict[str, Any]:
-    """W^-1 and log|det W| of every invconv in `params`, computed in float64, kept in float32.
+    """W^-1 and log|det W| of every invconv in `params`, computed in float64, kept in W's dtype.
 
     For restoring: `model.apply({"params": params, "inverse": invert_weights(params)}, ...)`
     spares each call the inversions and their float32 rounding.
@@ -48,9 +48,9 @@ def invert_weights(params: dict[str, Any]) -> dict[str, Any]:
     for path, leaf in flatten_dict(params).items():
         if path[-2:] == ("invconv", "weight"):
             weight = np.asarray(leaf, np.float64)
-            out[path] = jnp.asarray(np.linalg.inv(weight), jnp.float32)
+            out[path] = jnp.asarray(np.linalg.inv(weight), leaf.dtype)
             logabsdet = np.linalg.slogdet(weight)[1]
-            out[(*path[:-1], "logabsdet")] = jnp.asarray(logabsdet, jnp.float32)
+            out[(*path[:-1], "logabsdet")] = jnp.asarray(logabsdet, leaf.dtype)
     return unflatten_dict(out)
 
 

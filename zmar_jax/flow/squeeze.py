@@ -13,7 +13,7 @@ class Squeeze(nn.Module):
     """[B, H, W, C] <-> [B, H/2, W/2, 4C]; logdet 0 (SPEC section 4)."""
 
     def forward(self, x: Array, cond: Array | None = None) -> tuple[Array, Array]:
-        return ops.squeeze2(x), jnp.zeros(x.shape[0], jnp.float32)
+        return ops.squeeze2(x), jnp.zeros(x.shape[0], ops.wide(x.dtype))
 
     def inverse(self, y: Array, cond: Array | None = None) -> tuple[Array, Array]:
-        return ops.unsqueeze2(y), jnp.zeros(y.shape[0], jnp.float32)
+        return ops.unsqueeze2(y), jnp.zeros(y.shape[0], ops.wide(y.dtype))

@@ -29,7 +29,7 @@ class LayerNorm(nn.Module):
         width = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (width,))
         bias = self.param("bias", nn.initializers.zeros, (width,))
-        y = x.astype(jnp.float32)
+        y = x.astype(ops.wide(x.dtype))
         y = y - y.mean(-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
         return (y * ops.channels(scale) + ops.channels(bias)).astype(x.dtype)
@@ -81,7 +81,7 @@ class MDTA(nn.Module):
             return tuple(s + n for s, n in zip(sums, self._sums(q, k), strict=True)), v
 
         width = d // self.heads
-        zeros = [jnp.zeros((b, self.heads, width, n), jnp.float32) for n in (width, 1, 1)]
+        zeros = [jnp.zeros((b, self.heads, width, n), ops.wide(x.dtype)) for n in (width, 1, 1)]
         rows = ops.stripe_rows(x.shape, 3 * d, self.stripe_bytes)
         (gram, qq, kk), v = ops.scan_rows(stripe, tuple(zeros), x, rows)
         norms = jnp.maximum(jnp.sqrt(qq), 1e-12) * jnp.maximum(jnp.sqrt(kk), 1e-12).mT
@@ -96,9 +96,9 @@ class MDTA(nn.Module):
         b, _, _, d = q.shape
         q, k = (a.reshape(b, -1, self.heads, d // self.heads) for a in (q, k))
         gram = jnp.einsum(
-            "bnhi,bnhj->bhij", q, k, precision=HIGHEST, preferred_element_type=jnp.float32
+            "bnhi,bnhj->bhij", q, k, precision=HIGHEST, preferred_element_type=ops.wide(q.dtype)
         )
-        qq, kk = (jnp.square(a.astype(jnp.float32)).sum(1)[..., None] for a in (q, k))
+        qq, kk = (jnp.square(a.astype(ops.wide(a.dtype))).sum(1)[..., None] for a in (q, k))
         return gram, qq, kk
 
 

@@ -57,7 +57,7 @@ class Encoder(nn.Module):
         def stage(length: int, heads: int, name: str) -> Stage:
             return Stage(cfg, length, heads, self.stripe_bytes, name=name)
 
-        x = Conv(dim, 3, name="patch_embed")(lr.astype(cfg.policy))
+        x = Conv(dim, 3, name="patch_embed")(ops.hidden_cast(lr, cfg.policy))
         e1 = stage(n[0], heads[0], "encoder_level1")(x, attention[0])
         x = ops.squeeze2(Conv(dim // 2, 3, name="down1_2")(e1))
         e2 = stage(n[1], heads[1], "encoder_level2")(x, attention[1])

@@ -76,18 +76,18 @@ def _size(shapes: Mapping[str, tuple[int, ...]], key: str, default: int) -> int:
 
 def _expansion(shapes: Mapping[str, tuple[int, ...]], published: float) -> float:
     """The published expansion if it explains every width, else the shortest decimal that does."""
-    low, high = 0.0, math.inf
-    for key, shape in shapes.items():
-        if key.endswith("ffn.project_in.weight") and len(shape) == 4 and shape[1]:
-            hidden = shape[0] // 2
-            low, high = max(low, hidden / shape[1]), min(high, (hidden + 1) / shape[1])
-    if low <= published < high:
-        return published
-    for digits in range(1, 7):
-        candidate = math.ceil(low * 10**digits) / 10**digits
-        if candidate < high:
+    hidden = {
+        shape[1]: shape[0] // 2
+        for key, shape in shapes.items()
+        if key.endswith("ffn.project_in.weight") and len(shape) == 4 and shape[1]
+    }
+    low = max((h / width for width, h in hidden.items()), default=published)
+    high = min(((h + 1) / width for width, h in hidden.items()), default=published)
+    decimals = (math.ceil(low * 10**digits) / 10**digits for digits in range(1, 10))
+    for candidate in (published, *decimals):
+        if all(int(width * candidate) == h for width, h in hidden.items()):
             return candidate
-    return low
+    return (low + high) / 2
 
 
 def check(state_dict: StateDict, config: ModelConfig) -> list[Entry]:
