@@ -45,7 +45,8 @@ def invert_weights(params: dict[str, Any]) -> dict[str, Any]:
     spares each call the inversions and their float32 rounding.
     """
     out = {}
-    for path, leaf in flatten_dict(params).items():
+    leaves: dict[tuple[str, ...], Any] = flatten_dict(params)
+    for path, leaf in leaves.items():
         if path[-2:] == ("invconv", "weight"):
             weight = np.asarray(leaf, np.float64)
             out[path] = jnp.asarray(np.linalg.inv(weight), leaf.dtype)
