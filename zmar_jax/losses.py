@@ -14,7 +14,7 @@ def dequantize(gt: Array, noise: Array, quantization: int) -> Array:
 
 
 def standard_normal_logprob(z: Array) -> Array:
-    """Sum of log N(z; 0, I) over all but the first axis, nats: [B, ...] -> float32 [B]."""
+    """Sum of log N(z; 0, I) over all but the first axis, nats: [B, ...] -> [B]."""
     axes = tuple(range(1, z.ndim))
     count = math.prod(z.shape[1:])
     return -0.5 * jnp.sum(jnp.square(z), axes) - 0.5 * count * math.log(2 * math.pi)
