@@ -482,7 +482,8 @@ def test_stripes_see_their_neighbours(stripes: int, rows: int, w: int, c: int, s
         return ops.scan_rows(body, jnp.zeros(()), x, rows), padded_dw3(x, kernel)
 
     (total, y), whole = golden.jit(pair)(x)
-    np.testing.assert_allclose(y, whole, atol=1e-6)
+    # nine products of up to 5 in float32, fused differently; a missing neighbour is an error of 1
+    np.testing.assert_allclose(y, whole, atol=1e-5)
     np.testing.assert_allclose(total, np.sum(whole), rtol=1e-4, atol=1e-4)
 
 

@@ -57,6 +57,24 @@ def test_convert_refuses_to_replace_unless_told(pth, tmp_path, capsys):
     assert cli.main(["convert", str(pth), str(target), "--overwrite"]) == 0
     assert cli.main(["convert", str(target), str(tmp_path / "w")]) == 0
     assert cli.main(["convert", str(target), str(tmp_path / "w"), "--overwrite"]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["w", "w.safetensors"]
+
+
+def test_convert_never_replaces_a_folder_that_is_no_checkpoint(pth, tmp_path, capsys):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "keep.txt").write_text("mine")
+    assert cli.main(["convert", str(pth), str(tmp_path / "precious"), "--overwrite"]) == 1
+    assert "is not replaced" in capsys.readouterr().err
+    assert (tmp_path / "precious" / "keep.txt").read_text() == "mine"
+
+
+def test_the_deviations_names_are_checked_before_anything_is_written(pth, tmp_path, capsys):
+    for name in ("b.jpg", "b.std.png"):
+        Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(tmp_path / name)
+    options = ["--heat", "1", "--samples", "2", "--std", "-o", str(tmp_path / "out")]
+    assert cli.main(["restore", str(tmp_path), "-c", str(pth), *options]) == 1
+    assert "wanted by" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_convert_to_pth_needs_torch_and_says_so(pth, tmp_path, capsys, monkeypatch):
@@ -96,6 +114,10 @@ def test_restore_writes_pngs_and_fails_with_1(pth, tmp_path, capsys):
         (["restore", "{png}", "-c", "w", "--samples", "3"], "needs --heat above 0"),
         (["restore", "{png}", "-c", "w", "--heat", "1", "--std"], "--std needs --samples"),
         (["restore", "{png}", "-c", "w", "--heat", "-1"], "--heat must be 0 or more"),
+        (["restore", "{png}", "-c", "w", "--heat", "inf"], "--heat must be 0 or more"),
+        (["restore", "{png}", "-c", "w", "--seed", "9" * 20], "--seed must be 0 or more"),
+        (["restore", "{png}", "-c", "w", "-o", "{png}"], "cannot be made"),
+        (["convert", "{png}", "w.pth", "--to", "safetensors"], "expected a .pth or .safetensors"),
         (["restore", "{png}", "-c", "w", "--samples", "0"], "--samples must be 1 or more"),
         (["info", "{png}"], "expected a .pth or .safetensors file"),
         (["info", "{folder}"], "not a zmar_jax checkpoint"),

@@ -1,5 +1,7 @@
 """Orbax checkpoints: a directory that holds params and their config."""
 
+import shutil
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +19,29 @@ class CheckpointError(ValueError):
 def save_params(path: str | Path, params: Any, config: ModelConfig) -> None:
     """Writes params and config to the directory `path`, replacing a checkpoint there.
 
-    Orbax writes beside it and renames, so a crash leaves the old checkpoint or none.
+    The new one is written beside it, whole, before the old one goes.
 
     Raises:
-      CheckpointError: it could not be written.
+      CheckpointError: it could not be written, or `path` is anything but such a checkpoint.
     """
+    path = Path(path).absolute()
+    if path.exists() and not _is_checkpoint(path):
+        raise CheckpointError(
+            f"{path}: is not a zmar_jax checkpoint, so it is not replaced; choose another name"
+        )
+    new, old = (
+        path.with_name(f".{path.name}.{uuid.uuid4().hex}.{kind}") for kind in ("new", "old")
+    )
     items = ocp.args.Composite(
         params=ocp.args.StandardSave(params), config=ocp.args.JsonSave(to_dict(config))
     )
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            checkpointer.save(Path(path).absolute(), items, force=True)
+            checkpointer.save(new, items)
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
     except Exception as e:  # Orbax and TensorStore raise errors of many types
         raise CheckpointError(f"{path}: cannot be written: {_brief(e)}") from e
 
@@ -39,7 +53,7 @@ def load_params(path: str | Path) -> tuple[Any, ModelConfig]:
       CheckpointError: not such a directory, damaged, or params that do not fit the config.
     """
     path = Path(path).absolute()
-    if not (path / "config").is_dir() or not (path / "params").is_dir():
+    if not _is_checkpoint(path):
         raise CheckpointError(
             f"{path}: not a zmar_jax checkpoint (expected folders params/ and config/); "
             "give a directory made by `zmar-jax convert`"
@@ -60,6 +74,16 @@ def load_params(path: str | Path) -> tuple[Any, ModelConfig]:
     return read["params"], config
 
 
+def _is_checkpoint(path: Path) -> bool:
+    """Whether `path` holds what `save_params` writes and nothing else."""
+    try:
+        names = {entry.name for entry in path.iterdir()}
+    except OSError:
+        return False
+    items = {"config", "params"}
+    return items <= names <= items | {"_CHECKPOINT_METADATA", "commit_success.txt"}
+
+
 def _on_device(shapes: Any) -> Any:
     # without a sharding, Orbax restores to the devices that the checkpoint was saved from
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -67,4 +91,5 @@ def _on_device(shapes: Any) -> Any:
 
 
 def _brief(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    text = " ".join(str(error).split()).partition("[tensorstore_spec")[0]
+    return f"{type(error).__name__}: {text[:300]}"

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +17,9 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 app = tyro.extras.SubcommandApp()
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+# names of files may look like markup
+out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 class UsageError(ValueError):
@@ -105,7 +107,8 @@ def restore(
     """Restore photographs: files, or folders with all that is in them.
 
     Each becomes a PNG of the same size and depth, at the same place below the output folder.
-    PNG, JPEG, WebP, TIFF and BMP are read; transparency is kept.
+    PNG, JPEG, WebP, TIFF and BMP are read; transparency is kept. Pictures of an earlier run in the
+    output folder are replaced, inputs never.
 
     $ zmar-jax restore dark.jpg --checkpoint weights
 
@@ -122,19 +125,25 @@ def restore(
     """
     from zmar_jax import compilation
     from zmar_jax.images import find_photos, output_paths
-    from zmar_jax.restore import Options, load_restorer, restore_files
+    from zmar_jax.restore import Options, load_restorer, restore_files, std_path
 
     if not inputs:
         raise UsageError("name at least one photograph or folder")
-    if not heat >= 0:
+    if not 0 <= heat < math.inf:
         raise UsageError(f"--heat must be 0 or more, got {heat}")
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"--seed must be 0 or more and below 2**32, got {seed}")
     if samples < 1:
         raise UsageError(f"--samples must be 1 or more, got {samples}")
     if samples > 1 and heat == 0:
         raise UsageError("--samples above 1 needs --heat above 0, else all samples are the same")
     if std and samples < 2:
         raise UsageError("--std needs --samples of 2 or more")
-    paths = output_paths(find_photos(inputs), out_dir)
+    found = find_photos(inputs)
+    paths = output_paths(found, out_dir)
+    if std:  # the deviations must not meet anything, either
+        output_paths([*found, *((source, std_path(name)) for source, name in found)], out_dir)
+    _make_folder(out_dir)
     compilation.enable_cache()
     restorer = load_restorer(checkpoint)
     with _progress(len(paths)) as step:
@@ -207,7 +216,7 @@ def main(args: Sequence[str] | None = None) -> int:
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     except _user_errors() as e:
-        err.print(f"error: {e}", style="red", markup=False)
+        err.print(f"error: {e}", style="red")
         return 1
     except KeyboardInterrupt:
         err.print("interrupted")
@@ -240,10 +249,17 @@ def _progress(total: int) -> Iterator[Callable[[Path, Path, Exception | None], N
 
         def step(source: Path, target: Path, error: Exception | None) -> None:
             if error:
-                bar.console.print(f"failed: {_reason(source, error)}", style="red", markup=False)
+                bar.console.print(f"failed: {_reason(source, error)}", style="red")
             bar.advance(task)
 
         yield step
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UsageError(f"{folder}: cannot be made ({e.strerror}); choose another --out") from e
 
 
 def _reason(source: Path, error: Exception) -> str:

@@ -51,7 +51,7 @@ def enable_cache() -> Path:
     """
     if configured := jax.config.values["jax_compilation_cache_dir"]:
         return Path(configured)
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     folder = Path(os.environ.get(CACHE_VARIABLE) or Path(home) / "zmar_jax")
     jax.config.update("jax_compilation_cache_dir", str(folder))
     return folder

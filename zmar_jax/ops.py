@@ -39,12 +39,14 @@ def network_input(image: Any) -> tuple[Array, Array]:
       mask: 1 where the pixel is lost or a channel is nearly dead, else 0, float32 [B, H, W, 1].
 
     Raises:
-      ValueError: not [B, H, W, 3].
+      ValueError: not [B, H, W, 3], or signed integers, whose range says nothing.
     """
     if image.ndim != 4 or image.shape[-1] != 3:
         raise ValueError(f"expected an RGB batch [B, H, W, 3], got {image.shape}")
     x = jnp.asarray(image)
-    if jnp.issubdtype(x.dtype, jnp.integer):
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        if not jnp.issubdtype(x.dtype, jnp.unsignedinteger):
+            raise ValueError(f"expected unsigned integers or floats in [0, 1], got {x.dtype}")
         # x * (1/255) differs from x / 255 in the last bit, and XLA rewrites division by a constant
         x = x.astype(jnp.float32) / lax.optimization_barrier(jnp.float32(jnp.iinfo(x.dtype).max))
     x = x.astype(jnp.float32)
@@ -227,11 +229,11 @@ def scan_rows(
 def stripe_rows(shape: tuple[int, ...], width: int, stripe_bytes: int | None) -> int:
     """Rows of a stripe whose `width` channels take about `stripe_bytes`, a divisor of H.
 
-    All of H where `stripe_bytes` is None or H has no suitable divisor.
+    All of H where `stripe_bytes` is None. Rather too many rows than thin stripes, mostly halo.
     """
     b, h, w, _ = shape
     if stripe_bytes is None:
         return h
     most = max(stripe_bytes // (4 * b * w * width), 1)
-    divisors = [r for r in range(1, h + 1) if h % r == 0 and most / 4 < r <= most]
-    return max(divisors, default=h)
+    divisors = [r for r in range(1, h + 1) if h % r == 0 and r > most / 4]
+    return max((r for r in divisors if r <= most), default=min(divisors, default=h))

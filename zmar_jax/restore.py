@@ -14,6 +14,7 @@ from zmar_jax.config import ModelConfig
 from zmar_jax.flow import invert_weights
 from zmar_jax.images import ImageError, Photo, read_photo, write_photo
 from zmar_jax.models import ZmarSNFlow
+from zmar_jax.torch_port import WeightsError
 from zmar_jax.weights import load_weights
 
 SMALLEST = 16
@@ -26,7 +27,10 @@ def load_restorer(path: str | Path) -> "Restorer":
       ValueError: names the file, what is wrong with it, and what to do.
     """
     weights = load_weights(path)
-    return Restorer(weights.config, weights.params)
+    try:
+        return Restorer(weights.config, weights.params)
+    except np.linalg.LinAlgError as e:
+        raise WeightsError(f"{path}: an invconv.weight is singular ({e}); use other weights") from e
 
 
 class Restorer:
@@ -79,7 +83,7 @@ class Restorer:
           mean: rounded to the dtype of `image`, [H, W, 3].
           std: float32 [H, W, 3], in units of the dtype (0 to 127.5 for uint8).
         """
-        _check(image, heat, samples)
+        _check(image, heat, seed, samples)
         height, width, _ = image.shape
         padded = _pad(image)
         conditions = self.encode(self.variables, padded[None])
@@ -94,6 +98,10 @@ class Restorer:
             delta = x - mean
             mean += delta / (i + 1)
             squares += delta * (x - mean)
+        if not np.isfinite(mean).all():
+            raise ValueError(
+                f"pixels are not finite at heat {heat}; lower it, or check the weights"
+            )
         full = np.iinfo(image.dtype).max
         mean, std = mean[:height, :width], np.sqrt(squares / samples)[:height, :width]
         return np.round(full * mean).astype(image.dtype), (full * std).astype(np.float32)
@@ -155,7 +163,7 @@ def _pad(image: np.ndarray) -> np.ndarray:
     return np.pad(image, ((0, -height % 8), (0, -width % 8), (0, 0)), mode="reflect")
 
 
-def _check(image: np.ndarray, heat: float, samples: int) -> None:
+def _check(image: np.ndarray, heat: float, seed: int, samples: int) -> None:
     if image.dtype not in (np.uint8, np.uint16) or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(
             f"expected a uint8 or uint16 image [H, W, 3], got {image.dtype} {image.shape}"
@@ -167,5 +175,7 @@ def _check(image: np.ndarray, heat: float, samples: int) -> None:
         )
     if not heat >= 0 or not np.isfinite(heat):
         raise ValueError(f"heat must be 0 or more, got {heat}")
+    if not 0 <= seed < 2**32:
+        raise ValueError(f"seed must be 0 or more and below 2**32, got {seed}")
     if samples < 1:
         raise ValueError(f"samples must be 1 or more, got {samples}")

@@ -66,20 +66,19 @@ def save_weights(
       ValueError: `path` exists and `overwrite` is off, or it cannot be written.
     """
     path = Path(path)
-    if to is None:
-        suffixes: dict[str, Format] = {".safetensors": "safetensors", ".pth": "pth"}
-        to = suffixes.get(path.suffix.lower(), "orbax")
+    suffixes: dict[str, Format] = {".safetensors": "safetensors", ".pth": "pth"}
+    named = suffixes.get(path.suffix.lower())
+    if to and named and to != named:
+        raise torch_port.WeightsError(f"{path}: the name says {named}, not {to}; change one")
+    to = to or named or "orbax"
     if path.exists() and not overwrite:
         raise torch_port.WeightsError(f"{path}: exists already; choose another name or --overwrite")
     if to == "orbax":
-        if path.is_file():
-            path.unlink()
         checkpoint.save_params(path, weights.params, weights.config)
         return to
     if path.is_dir():
         raise torch_port.WeightsError(f"{path}: is a folder; remove it or choose another name")
     state_dict = torch_port.to_state_dict(weights.params, weights.config)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if to == "safetensors":
         torch_port.write_safetensors(path, state_dict, {"format": "pt"})
     else:

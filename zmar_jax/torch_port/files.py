@@ -183,6 +183,7 @@ def _whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write to, which becomes ``path`` at the end of a block that raised nothing."""
     temporary = path.parent / f".{uuid.uuid4().hex}.tmp"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
             yield file
             file.flush()

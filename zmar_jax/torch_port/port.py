@@ -96,7 +96,7 @@ def check(state_dict: StateDict, config: ModelConfig) -> list[Entry]:
     Published tensors that the model never uses may be there or not.
 
     Raises:
-      WeightsError: lists every missing, unexpected and misshapen key.
+      WeightsError: lists every missing, unexpected, misshapen or non-finite key.
     """
     table = key_table(config)
     known = {entry.key for entry in table}
@@ -110,6 +110,8 @@ def check(state_dict: StateDict, config: ModelConfig) -> list[Entry]:
             problems.append(f"misshapen {entry.key}: expected {entry.shape}, got {got}")
         elif state_dict[entry.key].dtype.name not in _FLOATS:
             problems.append(f"not floating point: {entry.key} is {state_dict[entry.key].dtype}")
+        elif entry.parts and not np.isfinite(state_dict[entry.key]).all():
+            problems.append(f"not finite: {entry.key}")
     if problems:
         raise WeightsError(
             f"the state dict does not fit the model, {len(problems)} problem(s): "
