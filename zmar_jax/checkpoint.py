@@ -1,7 +1,6 @@
 """Orbax checkpoints: a directory that holds params and their config."""
 
-import shutil
-import uuid
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +28,18 @@ def save_params(path: str | Path, params: Any, config: ModelConfig) -> None:
         raise CheckpointError(
             f"{path}: is not a zmar_jax checkpoint, so it is not replaced; choose another name"
         )
-    new, old = (
-        path.with_name(f".{path.name}.{uuid.uuid4().hex}.{kind}") for kind in ("new", "old")
-    )
     items = ocp.args.Composite(
         params=ocp.args.StandardSave(params), config=ocp.args.JsonSave(to_dict(config))
     )
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
-            checkpointer.save(new, items)
-        if path.exists():
-            path.rename(old)
-        new.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            new, old = Path(folder) / "new", Path(folder) / "old"
+            with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+                checkpointer.save(new, items)
+            if path.exists():
+                path.rename(old)
+            new.rename(path)
     except Exception as e:  # Orbax and TensorStore raise errors of many types
         raise CheckpointError(f"{path}: cannot be written: {_brief(e)}") from e
 
