@@ -577,7 +577,13 @@ def test_writes_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("where", ["missing/w", "weights.pth/w", "folder"])
+def test_makes_the_folder(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "w.safetensors"
+    write_safetensors(path, {"w": FLOATS})
+    assert list(read_state_dict(path)) == ["w"]
+
+
+@pytest.mark.parametrize("where", ["weights.pth/w", "folder"])
 def test_cannot_write_there(tmp_path: Path, where: str) -> None:
     put(tmp_path, b"a file")
     (tmp_path / "folder").mkdir()
