@@ -1,126 +1,26 @@
-"""Every size of the model as a typed, frozen field; presets; YAML in and out.
+"""Configurations as YAML, in and out. A file in `configs/` states only what differs::
 
-A file in `configs/` states only what differs from the published model::
-
-    model:
-      dim: 8
-      blocks: [2, 1, 1, 1]
+model:
+  dim: 8
+  blocks: [2, 1, 1, 1]
 """
 
 import dataclasses
 import difflib
 import re
 import reprlib
+import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 
+from zmar_jax.config.checks import ConfigError
+from zmar_jax.config.run import Config
+
 T = TypeVar("T")
-_POLICIES = ("float32", "bfloat16")
-_LARGEST = 2**16
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message names file, key and fix."""
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-    """Sizes of ZMAR-SNFlow (SPEC sections 1-5). The defaults are the published model.
-
-    Raises:
-      ConfigError: a size is impossible; the message says which and why.
-    """
-
-    dim: int = 48
-    """Channels of the encoder's first level; levels 2, 3 and latent have 2, 4, 8 times it."""
-    blocks: tuple[int, int, int, int] = (4, 4, 4, 4)
-    """Blocks at levels 1, 2, 3 and latent; the decoder mirrors levels 1 to 3."""
-    refinement_blocks: int = 4
-    """Plain blocks after the decoder, at full resolution."""
-    heads: tuple[int, int, int, int] = (1, 2, 4, 8)
-    """Channel-attention heads at levels 1, 2, 3 and latent."""
-    ffn_expansion: float = 2.66
-    """Hidden channels of the feed-forward part, as a multiple of its input, rounded down."""
-    mask_grid: int = 4
-    """ZMA cuts the image into mask_grid x mask_grid cells."""
-    mask_threshold: float = 0.2
-    """A resized mask above this share of lost pixels counts as lost."""
-    layer_norm_eps: float = 1e-5
-    flow_additional_steps: int = 2
-    """Unconditional steps (actnorm, invconv) that open each of the three flow levels."""
-    flow_steps: int = 12
-    """Conditional steps (actnorm, invconv, coupling) of each flow level: K."""
-    flow_hidden: int = 64
-    """Hidden channels of the coupling nets."""
-    scale_shift: float = 2.0
-    """Coupling scale = sigmoid(logit + scale_shift) + scale_eps."""
-    scale_eps: float = 1e-4
-    actnorm_eps: float = 1e-6
-    """Added to the standard deviation when actnorm is initialised from data."""
-    quantization: int = 32
-    """Dequantisation: x = gt + noise / quantization."""
-    policy: Literal["float32", "bfloat16"] = "float32"
-    """`float32` everywhere, or `bfloat16` in the encoder and the couplings' hidden layers only."""
-
-    def __post_init__(self):
-        self._check_ranges()
-        _require(self.dim % 2 == 0, f"dim must be even, got {self.dim}")
-        _require(self.hidden(self.dim) >= 1, f"ffn_expansion {self.ffn_expansion} is too small")
-        for level, heads in enumerate(self.heads):
-            width = self.dim << level
-            _require(
-                width % heads == 0,
-                f"heads[{level}] = {heads} must divide that level's {width} channels",
-            )
-        _require(self.policy in _POLICIES, f"policy must be one of {_POLICIES}, got {self.policy}")
-
-    def _check_ranges(self) -> None:
-        for field in dataclasses.fields(self):
-            name, value = field.name, getattr(self, field.name)
-            if field.type is float:
-                # NaN fails this comparison too.
-                fits, wanted = abs(value) <= _LARGEST, f"a number up to {_LARGEST}"
-            elif not isinstance(value, str):
-                sizes = value if isinstance(value, tuple) else (value,)
-                fits, wanted = all(1 <= n <= _LARGEST for n in sizes), f"from 1 to {_LARGEST}"
-            else:
-                continue
-            _require(fits, f"{name} must be {wanted}, got {reprlib.repr(value)}")
-        for name in ("layer_norm_eps", "scale_eps", "actnorm_eps"):
-            _require(getattr(self, name) >= 0, f"{name} must not be negative")
-        _require(0 <= self.mask_threshold <= 1, "mask_threshold must be between 0 and 1")
-
-    @property
-    def condition_channels(self) -> int:
-        """Channels of each condition fea_up0..2 (SPEC section 3)."""
-        return 6 * self.dim
-
-    def hidden(self, width: int) -> int:
-        """Feed-forward hidden channels of a block of `width` channels."""
-        return int(width * self.ffn_expansion)
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """All that a run needs to know."""
-
-    model: ModelConfig = ModelConfig()
-
-
-PRESETS: dict[str, ModelConfig] = {
-    "zmar_snflow": ModelConfig(),
-    "tiny": ModelConfig(dim=8, blocks=(2, 1, 1, 1), refinement_blocks=2, flow_steps=2),
-}
-"""`zmar_snflow`: the published model. `tiny`: the golden files' sizes."""
 
 
 def load_config(path: str | Path) -> Config:
@@ -130,8 +30,32 @@ def load_config(path: str | Path) -> Config:
       ConfigError: unreadable file, invalid YAML, a key twice, an unknown key (with the
         nearest right one) or a value of the wrong type.
     """
-    data = _read_yaml(path)
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as e:
+        raise ConfigError(f"{path}: cannot read this configuration: {e.strerror}") from e
+    except ValueError as e:
+        raise ConfigError(f"{path}: cannot read this configuration as UTF-8: {e}") from e
+    data = _parse(text, str(path))
     return from_dict(Config, {} if data is None else data, str(path))
+
+
+def override(config: Config, settings: Sequence[str]) -> Config:
+    """The config with each `section.key=value` of `settings` applied, values as in YAML.
+
+    Raises:
+      ConfigError: no such key, or a value of the wrong type; the message names the setting.
+    """
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"{setting}: expected section.key=value, as train.steps=1000")
+        *sections, name = key.split(".")
+        change: Any = {name: _parse(value, setting)}
+        for section in reversed(sections):
+            change = {section: change}
+        config = from_dict(Config, _merged(to_dict(config), change), setting)
+    return config
 
 
 def dump_config(config: Config) -> str:
@@ -194,17 +118,17 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _read_yaml(path: str | Path) -> Any:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except OSError as e:
-        raise ConfigError(f"{path}: cannot read this configuration: {e.strerror}") from e
-    except ValueError as e:
-        raise ConfigError(f"{path}: cannot read this configuration as UTF-8: {e}") from e
+def _parse(text: str, source: str) -> Any:
     try:
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, RecursionError) as e:
-        raise ConfigError(f"{path}: not valid YAML: {_yaml_problem(e, text)}") from e
+        raise ConfigError(f"{source}: not valid YAML: {_yaml_problem(e, text)}") from e
+
+
+def _merged(base: Any, change: Any) -> Any:
+    if not (isinstance(base, Mapping) and isinstance(change, Mapping)):
+        return change
+    return {**base, **{k: _merged(base.get(k), v) for k, v in change.items()}}
 
 
 def _yaml_problem(error: Exception, text: str) -> str:
@@ -217,7 +141,10 @@ def _yaml_problem(error: Exception, text: str) -> str:
 
 
 def _unknown_key(key: object, hints: Mapping[str, Any], at: str) -> str:
-    (near,) = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)
+    sections = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    inner = [name for name, hint in sections.items() if str(key) in typing.get_type_hints(hint)]
+    near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)[0]
+    near = f"{inner[0]}.{key}" if inner else near
     return f"unknown key {_dotted(at, key)}; nearest: {_dotted(at, near)}"
 
 
@@ -228,6 +155,9 @@ def _convert(value: Any, hint: Any, source: str, key: str) -> Any:
     if origin is tuple and isinstance(value, list | tuple) and len(value) == len(args):
         pairs = enumerate(zip(value, args, strict=True))
         return tuple(_convert(v, a, source, f"{key}[{i}]") for i, (v, a) in pairs)
+    if origin is types.UnionType:
+        (wanted,) = (a for a in args if a is not type(None))
+        return None if value is None else _convert(value, wanted, source, key)
     if origin is Literal and value in args:
         return value
     # Beyond 2**53 not every whole number is a float.
@@ -248,6 +178,8 @@ def _describe(hint: Any) -> str:
     args = typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
         return f"a list of {len(args)} {args[0].__name__}s"
+    if typing.get_origin(hint) is types.UnionType:
+        return " or ".join(_describe(a) for a in args if a is not type(None)) + " or null"
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(map(str, args))
     return getattr(hint, "__name__", str(hint))

@@ -1,0 +1,42 @@
+"""The command line: arguments, tables and progress bars; the work is done elsewhere."""
+
+from collections.abc import Sequence
+
+import tyro
+
+from zmar_jax.cli.benchmark import benchmark
+from zmar_jax.cli.console import UsageError, err
+from zmar_jax.cli.restore import restore
+from zmar_jax.cli.weights import convert, info
+
+app = tyro.extras.SubcommandApp()
+for command in (convert, info, restore, benchmark):
+    app.command(command)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs `zmar-jax`; returns the exit code."""
+    try:
+        code = app.cli(
+            prog="zmar-jax",
+            description="Low-light restoration with ZMAR-SNFlow in JAX.",
+            args=args,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except _user_errors() as e:
+        err.print(f"error: {e}", style="red")
+        return 1
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        return 130
+    return code or 0
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    from zmar_jax.checkpoint import CheckpointError
+    from zmar_jax.config import ConfigError
+    from zmar_jax.data import DataError
+    from zmar_jax.images import ImageError
+    from zmar_jax.torch_port import WeightsError
+
+    return UsageError, CheckpointError, ConfigError, DataError, ImageError, WeightsError

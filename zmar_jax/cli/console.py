@@ -1,0 +1,51 @@
+"""What the commands share: consoles, tables, progress bars, errors of the command line."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+from rich.table import Table
+
+# names of files may look like markup
+out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+class UsageError(ValueError):
+    """Arguments that contradict each other."""
+
+
+def table_of(title: str) -> Table:
+    table = Table(title=title, show_header=False)
+    table.add_column(style="bold")
+    table.add_column()
+    return table
+
+
+@contextlib.contextmanager
+def progress(total: int, verb: str) -> Iterator[Callable[[Path, Path, Exception | None], None]]:
+    """A progress bar; what it yields is called after each file, with its error or None."""
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=err) as bar:
+        task = bar.add_task(verb, total=total)
+
+        def step(source: Path, target: Path, error: Exception | None) -> None:
+            if error:
+                bar.console.print(f"failed: {reason(source, error)}", style="red")
+            bar.advance(task)
+
+        yield step
+
+
+def reason(source: Path, error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if text.startswith(str(source)) else f"{source}: {text}"
+
+
+def make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UsageError(f"{folder}: cannot be made ({e.strerror}); choose another --out") from e

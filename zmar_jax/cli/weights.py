@@ -1,0 +1,73 @@
+"""`convert` and `info`."""
+
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from zmar_jax.cli.console import out, table_of
+
+
+def convert(
+    source: Positional[Path],
+    target: Positional[Path],
+    /,
+    to: Literal["orbax", "safetensors", "pth"] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Convert weights between the PyTorch release and JAX, in both directions.
+
+    Nothing in a file is ever run, so files from strangers are safe to convert.
+
+    $ zmar-jax convert LOLv2_G.pth weights
+
+    $ zmar-jax convert weights for_pytorch.safetensors
+
+    $ zmar-jax convert weights for_pytorch.pth   (needs pip install 'zmar-jax[torch]')
+
+    Args:
+      source: A .pth or .safetensors file of the release's tensors, or an Orbax directory.
+      target: A .safetensors or .pth file; any other name becomes an Orbax directory.
+      to: Format of the target, where its name does not tell.
+      overwrite: Replace what is at the target.
+    """
+    from zmar_jax.weights import load_weights, save_weights
+
+    weights = load_weights(source)
+    written = save_weights(target, weights, to, overwrite)
+    table = table_of(f"{source} -> {target}")
+    table.add_row("format", f"{weights.format} -> {written}")
+    table.add_row("tensors read", str(weights.tensors))
+    table.add_row("used", str(weights.used))
+    table.add_row("unused", str(weights.tensors - weights.used))
+    table.add_row("dtype", ", ".join(weights.dtypes))
+    table.add_row("checksum of params", weights.checksum)
+    out.print(table)
+
+
+def info(weights: Positional[Path], /) -> None:
+    """Show what a weights file holds: format, sizes, parameters, arithmetic.
+
+    $ zmar-jax info weights
+
+    Args:
+      weights: A .pth or .safetensors file, or an Orbax directory.
+    """
+    from zmar_jax import cost
+    from zmar_jax.config import Config, dump_config
+    from zmar_jax.weights import load_weights, parameter_counts
+
+    loaded = load_weights(weights)
+    table = table_of(str(weights))
+    table.add_row("format", loaded.format)
+    table.add_row("tensors", f"{loaded.tensors}, {loaded.used} used")
+    table.add_row("dtype", ", ".join(loaded.dtypes))
+    table.add_row("config", dump_config(Config(loaded.config)).strip() or "as published")
+    for part, live, published in parameter_counts(loaded.config):
+        table.add_row(f"parameters, {part}", f"{live:,} live, {published:,} published")
+    height, width = 400, 600
+    encoder, flow = cost.restore_multiply_adds(loaded.config, height, width)
+    for part, count in (("encoder", encoder), ("flow", flow), ("both", encoder + flow)):
+        table.add_row(f"multiply-adds per pixel, {part}", f"{count / (height * width):,.0f}")
+    table.add_row("checksum of params", loaded.checksum)
+    out.print(table)

@@ -1,0 +1,64 @@
+"""How a model is trained: the published recipe, and what may be asked for instead."""
+
+import dataclasses
+from typing import Literal
+
+from zmar_jax.config.checks import bounded, check_ranges, require
+
+MANY = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The recipe (SPEC section 7). The defaults are the release's published configuration."""
+
+    steps: int = bounded(40_000, 1, MANY)
+    seed: int = bounded(0, 0, 2**32 - 1)
+    """Of the initial weights and of the dequantisation noise; `data.seed` is the data's."""
+    learning_rate: float = bounded(2e-4, 0.0, 1.0)
+    schedule: Literal["multistep", "cosine", "constant"] = "multistep"
+    milestones: tuple[float, float, float, float] = bounded((0.5, 0.75, 0.9, 0.95), 0.0, 1.0)
+    """Shares of `steps` at which `multistep` multiplies the learning rate by `decay`."""
+    decay: float = bounded(0.5, 0.0, 1.0)
+    warmup_steps: int = bounded(1000, 0, MANY)
+    release_warmup: bool = True
+    """The release's warm-up, whose plateau is 0.999 of the learning rate; else the whole of it."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """`adam` adds weight decay to the gradient (L2), as the release; `adamw` decouples it."""
+    betas: tuple[float, float] = bounded((0.9, 0.999), 0.0, 0.999999)
+    weight_decay_encoder: float = bounded(1e-5, 0.0, 1.0)
+    weight_decay_flow: float = bounded(0.0, 0.0, 1.0)
+    clip_norm: float | None = bounded(1000.0, 0.0, 1e9)
+    """Global norm above which gradients are scaled down, by default one that the published recipe
+    does not reach; null never clips."""
+    accumulate: int = 1
+    """Parts that a batch is cut into, one after the other; their mean gradient makes one step."""
+    ema: float | None = bounded(None, 0.0, 0.999999)
+    """Decay of a moving average of the weights, kept beside them and validated; null is none."""
+    weight_l1: float = bounded(0.0, 0.0, 1e6)
+    """Weight of |gt - restored at heat 0| in the loss; its gradient passes through `inverse`."""
+    flow_warmup_steps: int | None = bounded(None, 0, MANY)
+    """After so many steps the loss is the L1 part alone; null keeps the nll (SPEC section 7)."""
+    remat: bool = False
+    """Recompute activations in the backward pass: less memory, a third more arithmetic."""
+    fsdp: int = 1
+    """Devices that parameters and optimizer are split over; the rest of the mesh splits the batch.
+    """
+    max_bad_steps: int = 20
+    """Steps in a row with a non-finite loss or gradient after which training stops."""
+    log_every: int = bounded(50, 1, MANY)
+    validate_every: int = bounded(1000, 1, MANY)
+    checkpoint_every: int = bounded(1000, 1, MANY)
+    keep: int = 3
+    """Newest checkpoints kept, beside the best by validation PSNR."""
+
+    def __post_init__(self):
+        check_ranges(self)
+        require(
+            list(self.milestones) == sorted(self.milestones),
+            f"milestones must not decrease, got {self.milestones}",
+        )
+        require(
+            self.flow_warmup_steps is None or self.weight_l1 > 0,
+            "flow_warmup_steps needs weight_l1 above 0: it is when the loss becomes L1 alone",
+        )
