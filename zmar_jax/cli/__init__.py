@@ -10,8 +10,9 @@ from zmar_jax.cli.restore import restore
 from zmar_jax.cli.weights import convert, info
 
 app = tyro.extras.SubcommandApp()
-for command in (convert, info, restore, benchmark):
+for command in (convert, info, restore):
     app.command(command)
+app.command(benchmark, name="benchmark", help="Time the project's programs on this machine.")
 
 
 def main(args: Sequence[str] | None = None) -> int:

@@ -1,39 +1,41 @@
-"""`benchmark`."""
+"""`benchmark restore` and `benchmark data`."""
 
 import dataclasses
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import tyro
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from zmar_jax.cli.console import UsageError, out
+from zmar_jax.cli.console import UsageError, out, table_of
+
+benchmark = tyro.extras.SubcommandApp()
+Json = Annotated[bool, arg(name="json")]
 
 
-def benchmark(
-    task: Positional[Literal["restore"]],
-    /,
+@benchmark.command
+def restore(
     size: str = "400x600",
     checkpoint: Path | None = None,
     preset: Literal["zmar_snflow", "tiny"] = "zmar_snflow",
     repeats: int = 3,
-    json_output: Annotated[bool, arg(name="json")] = False,
+    json_output: Json = False,
 ) -> None:
-    """Time a task on this machine: seconds to run and compile, memory, arithmetic.
+    """Time restoring one picture: seconds to run and compile, memory, arithmetic.
 
     $ zmar-jax benchmark restore --size 400x600
 
     Args:
-      task: What to time.
       size: Height x width, pixels.
       checkpoint: Weights whose model to time; without it, random ones of the preset.
       preset: The model's sizes, where no checkpoint is given.
       repeats: Runs, of which the fastest counts.
       json_output: Print JSON instead of a table.
     """
-    from zmar_jax.benchmark import benchmark_restore
+    from zmar_jax.benchmark.restore import benchmark_restore
     from zmar_jax.config import PRESETS
     from zmar_jax.weights import load_weights
 
@@ -45,9 +47,9 @@ def benchmark(
     params = weights.params if weights else None
     result = benchmark_restore(config, height, width, repeats, params)
     if json_output:
-        out.print(json.dumps({"task": task, **dataclasses.asdict(result)}))
+        _print_json("restore", result)
         return
-    table = Table(title=f"{task} {result.size[0]}x{result.size[1]}, {result.device}")
+    table = Table(title=f"restore {result.size[0]}x{result.size[1]}, {result.device}")
     for column in ("part", "seconds", "share", "compile s", "GFLOP/s", "temporaries MiB"):
         table.add_column(column, justify="left" if column == "part" else "right")
     for part in result.parts:
@@ -63,6 +65,52 @@ def benchmark(
     table.add_row("both", f"{result.seconds:.2f}", "100%", f"{compiling:.1f}", "", "")
     out.print(table)
     out.print(f"peak memory of the process: {result.peak_memory / 2**30:.2f} GiB")
+
+
+@benchmark.command
+def data(
+    settings: Positional[tuple[str, ...]] = (),
+    /,
+    *,
+    config: Path | None = None,
+    seconds: float = 10.0,
+    json_output: Json = False,
+) -> None:
+    """Time loading training batches: crops per second, and where the time of a crop goes.
+
+    $ zmar-jax benchmark data
+
+    $ zmar-jax benchmark data data.name=lol_v1 data.data_dir=data data.workers=4
+
+    Args:
+      settings: Changes to the configuration, section.key=value.
+      config: YAML file of a run; without it, the built-in photographs.
+      seconds: How long to load.
+      json_output: Print JSON instead of a table.
+    """
+    from zmar_jax.benchmark.data import benchmark_data
+    from zmar_jax.config import Config, load_config, override
+
+    if not 0 < seconds < 1e6:
+        raise UsageError(f"--seconds must be above 0, got {seconds}")
+    run = override(load_config(config) if config else Config(), settings)
+    result = benchmark_data(run.data, seconds)
+    if json_output:
+        _print_json("data", result)
+        return
+    table = table_of(f"data {run.data.name}, crops of {result.crop}, {result.workers} workers")
+    table.add_row("crops per second", f"{result.crops_per_second:.0f}")
+    table.add_row("crops per second per worker", f"{result.per_worker:.0f}")
+    table.add_row("share of decoding, cached", "0%")
+    for name, share in result.shares.items():
+        table.add_row(f"share of {name}", f"{share:.0%}")
+    table.add_row("decoding, once", f"{result.decode_ms:.1f} ms a picture")
+    table.add_row("cache on disk", f"{result.cache_bytes / 2**20:.0f} MiB")
+    out.print(table)
+
+
+def _print_json(task: str, result: Any) -> None:
+    out.print(json.dumps({"task": task, **dataclasses.asdict(result)}))
 
 
 def _size(text: str) -> tuple[int, int]:

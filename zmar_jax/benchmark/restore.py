@@ -1,4 +1,4 @@
-"""Timings of the project's programs on the machine at hand."""
+"""Timings of restoring on the machine at hand."""
 
 import dataclasses
 import os

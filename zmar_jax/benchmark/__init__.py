@@ -1,0 +1,1 @@
+"""Timings of the project's programs on the machine at hand."""

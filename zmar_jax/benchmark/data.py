@@ -1,0 +1,94 @@
+"""Timings of loading batches on the machine at hand."""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zmar_jax.config import DataConfig
+from zmar_jax.data import degrade
+from zmar_jax.data.cache import open_cache
+from zmar_jax.data.pictures import pictures
+from zmar_jax.data.pipeline import Examples, make_loader
+
+
+@dataclasses.dataclass(frozen=True)
+class DataBenchmark:
+    """Crops per second, and where the time of one goes.
+
+    `decode_ms` is what decoding one example from its files takes, which happens once: the cache
+    of `cache_bytes` on disk holds the pixels. `shares` are of the time of one crop in one process.
+    """
+
+    pictures: int
+    crop: int
+    workers: int
+    crops_per_second: float
+    decode_ms: float
+    cache_bytes: int
+    shares: dict[str, float]
+
+    @property
+    def per_worker(self) -> float:
+        """Crops per second of each worker process; of the only process where there is none."""
+        return self.crops_per_second / max(self.workers, 1)
+
+
+def benchmark_data(config: DataConfig, seconds: float) -> DataBenchmark:
+    """Loads training batches for about `seconds`, then times the steps of single crops.
+
+    Raises:
+      DataError: as `make_loader`.
+    """
+    loader = make_loader(config, "train")
+    for _ in range(2 * config.workers + 2):  # the workers start, and fill their buffers
+        next(loader)
+    batches, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < seconds:
+        next(loader)
+        batches += 1
+    found = pictures(config, "train")
+    cache = open_cache(found, config.data_dir, config.crop, lambda *_: None)
+    count = min(len(found.ids), 10)
+    decode = _seconds(lambda i: found.read(i % len(found.ids)), count)
+    return DataBenchmark(
+        pictures=len(found.ids),
+        crop=config.crop,
+        workers=config.workers,
+        crops_per_second=batches * config.batch_size / elapsed,
+        decode_ms=1000 * decode,
+        cache_bytes=os.path.getsize(Path(cache.folder) / "pixels.bin"),
+        shares=_shares(Examples(config, cache)),
+    )
+
+
+def _shares(examples: Examples, count: int = 100) -> dict[str, float]:
+    config, cache = examples.config, examples.cache
+    window = (0, 0, config.crop, config.crop)
+    masks = examples.masks
+
+    def read(i: int) -> list[np.ndarray]:
+        views = (cache.picture(i % len(cache), role) for role in cache.roles)
+        return [view[: config.crop, : config.crop].copy() for view in views]
+
+    crop = read(0)[0]
+    parts: dict[str, Callable[[int], Any]] = {
+        "reading pixels": read,
+        "masks": lambda i: degrade.lost_window(i, cache.sizes[i % len(cache)], window, masks),
+    }
+    if cache.roles == ("gt",):
+        parts["darkening"] = lambda i: degrade.darken(crop, i, config.darken)
+    whole = _seconds(lambda i: examples.crop(i % len(cache), np.random.default_rng(i)), count)
+    return {name: _seconds(part, count) / whole for name, part in parts.items()}
+
+
+def _seconds(function: Callable[[int], Any], count: int) -> float:
+    function(0)
+    start = time.perf_counter()
+    for i in range(count):
+        function(i)
+    return (time.perf_counter() - start) / count

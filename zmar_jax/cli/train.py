@@ -1,0 +1,58 @@
+"""`train`."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from zmar_jax.cli.console import UsageError
+
+
+def train(
+    settings: Positional[tuple[str, ...]] = (),
+    /,
+    *,
+    config: Path,
+    workdir: Path,
+    profile: Annotated[str | None, arg(metavar="FIRST:LAST")] = None,
+    coordinator: Annotated[str | None, arg(metavar="HOST:PORT")] = None,
+    processes: int | None = None,
+    process: int | None = None,
+) -> int:
+    """Train a model; started again with the same workdir, it goes on where it was.
+
+    The same command trains on one device, on all devices of a host, and on every host of a TPU
+    pod or of a SLURM or Kubernetes job, where the hosts find each other; elsewhere name one with
+    --coordinator. SIGTERM saves and ends with exit code 0.
+
+    $ zmar-jax train --config configs/photos_nano.yaml --workdir runs/nano
+
+    $ zmar-jax train --config configs/lol_v2_real.yaml --workdir runs/lol train.seed=1
+
+    Args:
+      settings: Changes to the configuration, section.key=value.
+      config: YAML file of what differs from the published recipe.
+      workdir: Checkpoints, TensorBoard events, metrics.jsonl and validation panels go here.
+      profile: Steps of which to write a JAX profiler trace to WORKDIR/profile, as 100:110.
+      coordinator: Address of the first process, where hosts do not find each other.
+      processes: How many processes there are in all, with --coordinator.
+      process: Which of them this is, from 0, with --coordinator.
+    """
+    from zmar_jax import compilation, sharding
+    from zmar_jax.config import load_config, override
+    from zmar_jax.train import train as run
+
+    if coordinator and (processes is None or process is None):
+        raise UsageError("--coordinator needs --processes and --process")
+    run_config = override(load_config(config), settings)
+    steps = _steps(profile) if profile else None
+    sharding.initialize_distributed(coordinator, processes, process)
+    compilation.enable_cache()
+    return run(run_config, workdir, steps)
+
+
+def _steps(text: str) -> range:
+    first, _, last = text.partition(":")
+    if not (first.isdecimal() and last.isdecimal() and int(first) < int(last)):
+        raise UsageError(f"--profile must be FIRST:LAST, as 100:110; got {text}")
+    return range(int(first), int(last))

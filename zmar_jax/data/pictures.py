@@ -1,0 +1,128 @@
+"""What a split of a dataset holds, before it is decoded: names, and how to read each."""
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import skimage.data
+
+from zmar_jax.config import DataConfig
+from zmar_jax.data.errors import DataError
+from zmar_jax.images import find_photos, read_photo
+
+Split = Literal["train", "val"]
+
+BUILT_IN: dict[Split, tuple[str, ...]] = {
+    "train": (
+        "astronaut.png",
+        "camera.png",
+        "motorcycle_left.png",
+        "motorcycle_right.png",
+        "rocket.jpg",
+    ),
+    "val": ("chelsea.png", "coffee.png"),
+}
+"""Photographs that come with scikit-image, free to use (see its `skimage.data`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Examples by index: a clean photograph, or a dark one and its ground truth.
+
+    `read(i)` gives (gt,) or (low, gt), uint8 [H, W, 3] of one size; `fingerprint` changes with
+    what it gives.
+    """
+
+    name: str
+    ids: tuple[str, ...]
+    fingerprint: str
+    read: Callable[[int], tuple[np.ndarray, ...]]
+
+
+def pictures(config: DataConfig, split: Split) -> Pictures:
+    """The split of the dataset that `config` names; the benchmarks validate on their test split.
+
+    Raises:
+      DataError: a missing folder or dataset, or a split without photographs.
+    """
+    if config.name == "photos":
+        return photos(config, split)
+    # the benchmarks need tensorflow-datasets, which takes seconds to import
+    from zmar_jax.data.datasets import open_prepared
+
+    prepared = open_prepared(config.name, config.data_dir, "train" if split == "train" else "test")
+    chosen = range(len(prepared))
+    if split == "val" and config.name.startswith("sdsd") and config.sdsd_test_frames:
+        chosen = _first_of_each_scene(prepared.ids, config.sdsd_test_frames)
+
+    def read(i: int) -> tuple[np.ndarray, ...]:
+        _, low, gt = prepared[chosen[i]]
+        return low, gt
+
+    ids = tuple(prepared.ids[i] for i in chosen)
+    return Pictures(config.name, ids, _digest([prepared.fingerprint, *ids]), read)
+
+
+def photos(config: DataConfig, split: Split) -> Pictures:
+    """Clean photographs: the built-in ones, or those of the folders that `config` names."""
+    if config.folder is None and config.val_folder is None:
+        folder = Path(skimage.data.data_dir)
+        found = [(folder / name, Path(name)) for name in BUILT_IN[split]]
+    else:
+        found = _in_folders(config, split)
+    stats = [_stat(path) for path, _ in found]
+    ids = tuple(name.with_suffix("").as_posix() for _, name in found)
+    return Pictures("photos", ids, _digest([*ids, *stats]), functools.partial(_read, found))
+
+
+def _in_folders(config: DataConfig, split: Split) -> list[tuple[Path, Path]]:
+    folder = config.val_folder if split == "val" and config.val_folder else config.folder
+    if folder is None:
+        raise DataError("data.val_folder is given without data.folder: name what to train on")
+    found = find_photos([Path(folder).expanduser()])
+    if config.val_folder is None:
+        found = [f for f in found if (hash_share(f[1]) < config.val_share) == (split == "val")]
+    if not found:
+        raise DataError(
+            f"{folder}: no photograph falls into the {split} split: add photographs, change "
+            "data.val_share, or name a data.val_folder"
+        )
+    return found
+
+
+def hash_share(name: Path) -> float:
+    """A number in [0, 1) that depends on the name alone, so that a split survives new files."""
+    digest = hashlib.blake2b(name.as_posix().encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _read(found: Sequence[tuple[Path, Path]], i: int) -> tuple[np.ndarray, ...]:
+    rgb = read_photo(found[i][0]).rgb
+    return (rgb if rgb.dtype == np.uint8 else (rgb >> 8).astype(np.uint8),)
+
+
+def _stat(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError as e:
+        raise DataError(f"{path}: cannot be read ({e.strerror}); reinstall scikit-image") from e
+    return f"{status.st_size} {status.st_mtime_ns}"
+
+
+def _first_of_each_scene(ids: Sequence[str], frames: int) -> list[int]:
+    seen: dict[str, int] = {}
+    chosen = []
+    for i in sorted(range(len(ids)), key=ids.__getitem__):
+        scene = ids[i].rpartition("/")[0]
+        seen[scene] = seen.get(scene, 0) + 1
+        if seen[scene] <= frames:
+            chosen.append(i)
+    return chosen
+
+
+def _digest(texts: Sequence[str]) -> str:
+    return hashlib.blake2b("\n".join(texts).encode(), digest_size=8).hexdigest()

@@ -1,0 +1,73 @@
+"""Validation during training: whole pictures restored at heat 0 and scored (SPEC section 8)."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from zmar_jax import compilation, ops, sharding
+from zmar_jax.config import Config
+from zmar_jax.data.pipeline import make_loader
+from zmar_jax.metrics import score
+from zmar_jax.models import ZmarSNFlow
+
+Panel = tuple[str, np.ndarray, np.ndarray, np.ndarray]
+"""Name, low, restored and gt of a picture, uint8 [H, W, 3]."""
+PANELS = 4
+
+
+class Validator:
+    """Restores the validation split, one picture per device at a time."""
+
+    def __init__(self, config: Config, mesh: Mesh):
+        model = ZmarSNFlow(config.model, compilation.stripe_bytes())
+        processes = jax.process_count()
+        data = dataclasses.replace(config.data, batch_size=mesh.size, workers=0)
+        self._loader = make_loader(data, "val", jax.process_index(), processes)
+        self._mesh = mesh
+
+        def restore(params: Any, low: jax.Array) -> jax.Array:
+            lr, mask = ops.network_input(sharding.constrain(low, sharding.BATCH))
+            b, h, w, _ = low.shape
+            z = jnp.zeros((b, h // 8, w // 8, 192))
+            x, _ = model.apply({"params": params}, z, lr, mask, method="inverse")
+            return sharding.constrain(jnp.clip(x, 0, 1), sharding.BATCH)
+
+        self._restore = sharding.jit(restore, mesh)
+
+    def __call__(self, params: Any) -> tuple[dict[str, float], list[Panel]]:
+        """Scores as the release validates, and the first pictures of this process.
+
+        Returns:
+          psnr (dB) and ssim, means over the split (NaN where a pixel is not finite), and
+          psnr_input, of the dark pictures themselves; up to `PANELS` panels.
+        """
+        rows, panels = [], []
+        self._loader.set_state({"step": 0})
+        for batch in self._loader:
+            restored = self._local(params, batch["low"])
+            for i in np.flatnonzero(batch["valid"]):
+                low, gt = batch["low"][i], batch["gt"][i]
+                found, given = (score(image, gt, "validation") for image in (restored[i], low))
+                rows.append((found.psnr, found.ssim, given.psnr))
+                if len(panels) < PANELS:
+                    shown = np.round(255 * np.nan_to_num(restored[i])).astype(np.uint8)
+                    panels.append((str(batch["id"][i]), low, shown, gt))
+        sums = np.append(np.sum(np.reshape(rows, (-1, 3)), 0), len(rows))
+        totals = np.reshape(multihost_utils.process_allgather(sums), (-1, 4)).sum(0)
+        names = ("psnr", "ssim", "psnr_input")
+        return dict(zip(names, (totals[:3] / totals[3]).tolist(), strict=True)), panels
+
+    def _local(self, params: Any, low: np.ndarray) -> np.ndarray:
+        """This process's pictures restored, float32 in [0, 1]."""
+        _, height, width, _ = low.shape
+        padding = ((0, 0), (0, -height % 8), (0, -width % 8), (0, 0))
+        padded = np.pad(low, padding, mode="reflect")
+        out = self._restore(params, sharding.shard_batch({"low": padded}, self._mesh)["low"])
+        shards = sorted(out.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        restored = np.concatenate([np.asarray(shard.data) for shard in shards])
+        return restored[:, :height, :width]
