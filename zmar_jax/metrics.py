@@ -5,7 +5,7 @@
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -97,23 +97,23 @@ def _psnr(a: np.ndarray, b: np.ndarray, peak: float) -> float:
 
 def _ssim_uniform(a: np.ndarray, b: np.ndarray) -> float:
     """7x7 uniform window, sample covariance."""
-    return float(structural_similarity(a, b, channel_axis=2))
+    return _skimage_ssim(a, b)
 
 
 def _ssim_valid(a: np.ndarray, b: np.ndarray) -> float:
     """11x11 Gaussian window, where it fits into the image; mean over channels."""
-    return float(
-        structural_similarity(
-            a, b, channel_axis=2, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
-        )
-    )
+    return _skimage_ssim(a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False)
+
+
+def _skimage_ssim(a: np.ndarray, b: np.ndarray, **options: Any) -> float:
+    return float(cast(Any, structural_similarity(a, b, channel_axis=2, **options)))
 
 
 def _ssim_padded(a: np.ndarray, b: np.ndarray) -> float:
     """11x11 Gaussian window over zero padding, every pixel counted; floats in [0, 1]."""
 
     def window(x: np.ndarray) -> np.ndarray:
-        return gaussian_filter(x, 1.5, mode="constant", radius=5, axes=(0, 1))
+        return cast(Any, gaussian_filter)(x, 1.5, mode="constant", radius=5, axes=(0, 1))
 
     mean_a, mean_b = window(a), window(b)
     var_a, var_b = window(a * a) - mean_a**2, window(b * b) - mean_b**2
