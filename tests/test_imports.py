@@ -18,6 +18,7 @@ LAYERS = (
     ("sharding",),
     ("state",),
     ("checkpoint", "torch_port"),
+    ("run",),
     ("weights",),
     ("train", "evaluate", "restore"),
     ("benchmark",),

@@ -41,7 +41,7 @@ def save_params(path: str | Path, params: Any, config: ModelConfig) -> None:
                 path.rename(old)
             new.rename(path)
     except Exception as e:  # Orbax and TensorStore raise errors of many types
-        raise CheckpointError(f"{path}: cannot be written: {_brief(e)}") from e
+        raise CheckpointError(f"{path}: cannot be written: {brief(e)}") from e
 
 
 def load_params(path: str | Path) -> tuple[Any, ModelConfig]:
@@ -60,14 +60,14 @@ def load_params(path: str | Path) -> tuple[Any, ModelConfig]:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             read = checkpointer.restore(path, ocp.args.Composite(config=ocp.args.JsonRestore()))
             config = from_dict(ModelConfig, read["config"], f"{path}/config")
-            args = ocp.args.StandardRestore(_on_device(param_shapes(config)))
+            args = ocp.args.StandardRestore(on_device(param_shapes(config)))
             read = checkpointer.restore(path, ocp.args.Composite(params=args))
     except ConfigError as e:
         raise CheckpointError(str(e)) from e
     except Exception as e:
         raise CheckpointError(
             f"{path}: damaged, or of other sizes than its config says; convert the weights again: "
-            f"{_brief(e)}"
+            f"{brief(e)}"
         ) from e
     return read["params"], config
 
@@ -82,12 +82,14 @@ def _is_checkpoint(path: Path) -> bool:
     return items <= names <= items | {"_CHECKPOINT_METADATA", "commit_success.txt"}
 
 
-def _on_device(shapes: Any) -> Any:
+def on_device(shapes: Any) -> Any:
+    """The shapes, to be restored to this machine's first device."""
     # without a sharding, Orbax restores to the devices that the checkpoint was saved from
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
+    """An error of Orbax or TensorStore in one short line."""
     text = " ".join(str(error).split()).partition("[tensorstore_spec")[0]
     return f"{type(error).__name__}: {text[:300]}"

@@ -1,6 +1,8 @@
-"""How much a program computes, counted from its trace: nothing is compiled or run."""
+"""What a program costs: arithmetic, counted from its trace (nothing is run), and memory."""
 
 import math
+import resource
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +21,15 @@ def multiply_adds(fn: Callable[..., Any], *args: Any) -> int:
       args: arrays or `jax.ShapeDtypeStruct`s.
     """
     return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+
+
+def peak_memory() -> int:
+    """The most memory that this process has held, bytes; an accelerator's where there is one."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def restore_multiply_adds(config: ModelConfig, height: int, width: int) -> tuple[int, int]:

@@ -10,6 +10,8 @@ import jax
 from zmar_jax import checkpoint, torch_port
 from zmar_jax.config import ModelConfig
 from zmar_jax.models import param_shapes
+from zmar_jax.run.folder import is_run
+from zmar_jax.run.weights import load_run
 
 Format = Literal["orbax", "safetensors", "pth"]
 
@@ -27,6 +29,8 @@ class Weights:
     tensors: int
     used: int
     dtypes: tuple[str, ...]
+    source: str = "weights"
+    """Which of several weights this is, of a training run."""
 
     @property
     def checksum(self) -> str:
@@ -34,16 +38,23 @@ class Weights:
 
 
 def load_weights(path: str | Path) -> Weights:
-    """Reads a `.pth` or `.safetensors` file of the release's keys, or an Orbax directory.
+    """Reads a `.pth` or `.safetensors` file of the release's keys, an Orbax directory, or a run.
+
+    Of a training run (WORKDIR, or one of its checkpoints) the best checkpoint by validation PSNR,
+    or the newest where none was validated; the moving average, where it has one.
 
     Raises:
       ValueError: names the file, what is wrong with it, and what to do.
     """
     kind = torch_port.weights_format(path)
     if kind == "orbax":
-        params, config = checkpoint.load_params(path)
+        source = "weights"
+        if is_run(path):
+            params, config, source = load_run(path)
+        else:
+            params, config = checkpoint.load_params(path)
         count = len(jax.tree.leaves(params))
-        return Weights(params, config, kind, count, count, ("float32",))
+        return Weights(params, config, kind, count, count, ("float32",), source)
     state_dict = torch_port.read_state_dict(path)
     try:
         config = torch_port.infer_config(state_dict)

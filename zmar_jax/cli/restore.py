@@ -31,7 +31,7 @@ def restore(
 
     Args:
       inputs: Photographs, or folders to search.
-      checkpoint: Weights: .pth, .safetensors or an Orbax directory.
+      checkpoint: Weights: .pth, .safetensors, an Orbax directory or a training run's workdir.
       out_dir: Folder to write to.
       heat: Standard deviation of the latent: 0 gives the most likely picture.
       samples: How many restorations to average, at heat above 0.

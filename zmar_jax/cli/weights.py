@@ -26,7 +26,8 @@ def convert(
     $ zmar-jax convert weights for_pytorch.pth   (needs pip install 'zmar-jax[torch]')
 
     Args:
-      source: A .pth or .safetensors file of the release's tensors, or an Orbax directory.
+      source: A .pth or .safetensors file of the release's tensors, an Orbax directory, or the
+        workdir of a training run, of which the best checkpoint is taken.
       target: A .safetensors or .pth file; any other name becomes an Orbax directory.
       to: Format of the target, where its name does not tell.
       overwrite: Replace what is at the target.
@@ -37,6 +38,7 @@ def convert(
     written = save_weights(target, weights, to, overwrite)
     table = table_of(f"{source} -> {target}")
     table.add_row("format", f"{weights.format} -> {written}")
+    table.add_row("read", weights.source)
     table.add_row("tensors read", str(weights.tensors))
     table.add_row("used", str(weights.used))
     table.add_row("unused", str(weights.tensors - weights.used))
@@ -51,7 +53,7 @@ def info(weights: Positional[Path], /) -> None:
     $ zmar-jax info weights
 
     Args:
-      weights: A .pth or .safetensors file, or an Orbax directory.
+      weights: A .pth or .safetensors file, an Orbax directory or the workdir of a training run.
     """
     from zmar_jax import cost
     from zmar_jax.config import Config, dump_config
@@ -60,6 +62,7 @@ def info(weights: Positional[Path], /) -> None:
     loaded = load_weights(weights)
     table = table_of(str(weights))
     table.add_row("format", loaded.format)
+    table.add_row("holds", loaded.source)
     table.add_row("tensors", f"{loaded.tensors}, {loaded.used} used")
     table.add_row("dtype", ", ".join(loaded.dtypes))
     table.add_row("config", dump_config(Config(loaded.config)).strip() or "as published")
