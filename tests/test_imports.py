@@ -12,6 +12,7 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("zmar_jax
 
 LAYERS = (
     ("compilation", "config", "ops", "losses", "images"),
+    ("optimizer",),
     ("flow",),
     ("models",),
     ("cost", "data", "metrics"),

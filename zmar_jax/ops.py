@@ -43,16 +43,25 @@ def network_input(image: Any) -> tuple[Array, Array]:
     """
     if image.ndim != 4 or image.shape[-1] != 3:
         raise ValueError(f"expected an RGB batch [B, H, W, 3], got {image.shape}")
+    x = to_unit(image)
+    fractions = x / (x.sum(-1, keepdims=True) + 1e-4)
+    mask = 1.0 - jnp.all(fractions > 0.1, axis=-1, keepdims=True).astype(jnp.float32)
+    return jnp.log(jnp.maximum(x + 1e-3, 1e-3)), mask
+
+
+def to_unit(image: Any) -> Array:
+    """Any image as float32 in [0, 1]: unsigned integers are divided by their largest value.
+
+    Raises:
+      ValueError: signed integers, whose range says nothing.
+    """
     x = jnp.asarray(image)
     if not jnp.issubdtype(x.dtype, jnp.floating):
         if not jnp.issubdtype(x.dtype, jnp.unsignedinteger):
             raise ValueError(f"expected unsigned integers or floats in [0, 1], got {x.dtype}")
         # x * (1/255) differs from x / 255 in the last bit, and XLA rewrites division by a constant
         x = x.astype(jnp.float32) / lax.optimization_barrier(jnp.float32(jnp.iinfo(x.dtype).max))
-    x = x.astype(jnp.float32)
-    fractions = x / (x.sum(-1, keepdims=True) + 1e-4)
-    mask = 1.0 - jnp.all(fractions > 0.1, axis=-1, keepdims=True).astype(jnp.float32)
-    return jnp.log(jnp.maximum(x + 1e-3, 1e-3)), mask
+    return x.astype(jnp.float32)
 
 
 def squeeze2(x: Array) -> Array:

@@ -13,12 +13,13 @@ class TrainConfig:
     """The recipe (SPEC section 7). The defaults are the release's published configuration."""
 
     steps: int = bounded(40_000, 1, MANY)
+    """Batches read. As in the release, the first initialises the actnorms and does not train."""
     seed: int = bounded(0, 0, 2**32 - 1)
     """Of the initial weights and of the dequantisation noise; `data.seed` is the data's."""
     learning_rate: float = bounded(2e-4, 0.0, 1.0)
     schedule: Literal["multistep", "cosine", "constant"] = "multistep"
     milestones: tuple[float, float, float, float] = bounded((0.5, 0.75, 0.9, 0.95), 0.0, 1.0)
-    """Shares of `steps` at which `multistep` multiplies the learning rate by `decay`."""
+    """Shares of `steps` from which on `multistep` has multiplied the learning rate by `decay`."""
     decay: float = bounded(0.5, 0.0, 1.0)
     warmup_steps: int = bounded(1000, 0, MANY)
     release_warmup: bool = True
@@ -28,17 +29,19 @@ class TrainConfig:
     betas: tuple[float, float] = bounded((0.9, 0.999), 0.0, 0.999999)
     weight_decay_encoder: float = bounded(1e-5, 0.0, 1.0)
     weight_decay_flow: float = bounded(0.0, 0.0, 1.0)
-    clip_norm: float | None = bounded(1000.0, 0.0, 1e9)
+    clip_norm: float | None = bounded(1000.0, 1e-6, 1e9)
     """Global norm above which gradients are scaled down, by default one that the published recipe
     does not reach; null never clips."""
     accumulate: int = 1
     """Parts that a batch is cut into, one after the other; their mean gradient makes one step."""
     ema: float | None = bounded(None, 0.0, 0.999999)
-    """Decay of a moving average of the weights, kept beside them and validated; null is none."""
+    """Decay of a moving average of the weights, kept beside them and validated; null is none.
+    It is at most (1 + step) / (10 + step), so that the first weights are soon forgotten."""
     weight_l1: float = bounded(0.0, 0.0, 1e6)
     """Weight of |gt - restored at heat 0| in the loss; its gradient passes through `inverse`."""
     flow_warmup_steps: int | None = bounded(None, 0, MANY)
-    """After so many steps the loss is the L1 part alone; null keeps the nll (SPEC section 7)."""
+    """For so many steps the loss is the nll alone, then the L1 part alone (SPEC section 7); null
+    adds both throughout."""
     remat: bool = False
     """Recompute activations in the backward pass: less memory, a third more arithmetic."""
     fsdp: int = 1

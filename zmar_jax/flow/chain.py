@@ -9,6 +9,7 @@ from flax import linen as nn
 from zmar_jax.config import ModelConfig
 from zmar_jax.flow.actnorm import ACTNORM_INIT, ActNorm
 from zmar_jax.flow.coupling import ConditionProjection, Coupling
+from zmar_jax.flow.health import HEALTH
 from zmar_jax.flow.invconv import INVERSE, InvConv
 from zmar_jax.flow.squeeze import Squeeze
 
@@ -40,17 +41,23 @@ class FlowStep(nn.Module):
 class FlowSteps(nn.Module):
     """`length` flow steps in one scan over stacked parameters, so that one step is compiled.
 
+    With `remat`, gradients recompute each step's activations instead of keeping them.
+
     `cond` is [length, B, H, W, 2 * hidden]; unconditional steps do not read it.
     """
 
     config: ModelConfig
     length: int
     conditional: bool
+    remat: bool = False
 
     def setup(self):
-        axes = {"params": 0, ACTNORM_INIT: 0, INVERSE: 0}
+        axes = {"params": 0, ACTNORM_INIT: 0, INVERSE: 0, HEALTH: 0}
         lift = {"variable_axes": axes, "split_rngs": {"params": True}, "length": self.length}
-        scanned = nn.scan(FlowStep, methods={"forward": lift, "inverse": lift | {"reverse": True}})
+        step = FlowStep
+        if self.remat:
+            step = nn.remat(FlowStep, prevent_cse=False, methods=["forward", "inverse"])
+        scanned = nn.scan(step, methods={"forward": lift, "inverse": lift | {"reverse": True}})
         self.step = scanned(self.config, self.conditional)
 
     def forward(self, x: Array, cond: Array | None = None) -> tuple[Array, Array]:
@@ -69,13 +76,16 @@ class FlowLevel(nn.Module):
     """
 
     config: ModelConfig
+    remat: bool = False
 
     def setup(self):
         cfg = self.config
         self.squeeze = Squeeze()
-        self.additional = FlowSteps(cfg, cfg.flow_additional_steps, conditional=False)
+        self.additional = FlowSteps(
+            cfg, cfg.flow_additional_steps, conditional=False, remat=self.remat
+        )
         self.condition = ConditionProjection(cfg)
-        self.conditional = FlowSteps(cfg, cfg.flow_steps, conditional=True)
+        self.conditional = FlowSteps(cfg, cfg.flow_steps, conditional=True, remat=self.remat)
 
     def forward(self, x: Array, cond: Array) -> tuple[Array, Array]:
         return _forward(self._bijections(), x, self.condition(cond))

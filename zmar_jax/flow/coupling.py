@@ -7,6 +7,7 @@ from flax import linen as nn
 from zmar_jax import ops
 from zmar_jax.config import ModelConfig
 from zmar_jax.flow.actnorm import ActNorm
+from zmar_jax.flow.health import record
 
 Array = jax.Array
 
@@ -39,6 +40,8 @@ class Coupling(nn.Module):
         z1, z2 = jnp.split(x, 2, -1)
         (s1, t1), (s2, t2) = self._affines(z1, condition)
         z2 = ((z2 + t1) * s1 + t2) * s2
+        smallest = [s.min((1, 2, 3)) for s in (s0, s1, s2)]
+        record(self, "scale", jnp.minimum(jnp.minimum(*smallest[:2]), smallest[2]))
         return jnp.concatenate([z1, z2], -1), _sum_log(s0) + _sum_log(s1) + _sum_log(s2)
 
     def inverse(self, y: Array, cond: Array) -> tuple[Array, Array]:

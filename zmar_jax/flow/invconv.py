@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from zmar_jax import ops
+from zmar_jax.flow.health import record
 
 Array = jax.Array
 
@@ -25,7 +26,9 @@ class InvConv(nn.Module):
 
     def forward(self, x: Array, cond: Array | None = None) -> tuple[Array, Array]:
         weight = self.weight(x.shape[-1])
-        return ops.conv1(x, weight.T), _logdet(x, jnp.linalg.slogdet(weight)[1])
+        logabsdet = jnp.linalg.slogdet(weight)[1]
+        record(self, "logabsdet", logabsdet)
+        return ops.conv1(x, weight.T), _logdet(x, logabsdet)
 
     def inverse(self, y: Array, cond: Array | None = None) -> tuple[Array, Array]:
         weight = self.weight(y.shape[-1])

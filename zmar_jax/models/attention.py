@@ -148,17 +148,22 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """`length` equal blocks in one scan over stacked parameters, so that one is compiled."""
+    """`length` equal blocks in one scan over stacked parameters, so that one is compiled.
+
+    With `remat`, gradients recompute each block's activations instead of keeping them.
+    """
 
     config: ModelConfig
     length: int
     heads: int
     stripe_bytes: int | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, x: Array, attention: Array | None = None) -> Array:
         blocks = nn.scan(
-            Block,
+            # a scan's body needs no protection from common-subexpression elimination
+            nn.remat(Block, prevent_cse=False) if self.remat else Block,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]

@@ -30,6 +30,7 @@ class Encoder(nn.Module):
 
     config: ModelConfig
     stripe_bytes: int | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(self, lr: Array, mask: Array) -> dict[str, Array]:
@@ -55,7 +56,7 @@ class Encoder(nn.Module):
         n, heads = cfg.blocks, cfg.heads
 
         def stage(length: int, heads: int, name: str) -> Stage:
-            return Stage(cfg, length, heads, self.stripe_bytes, name=name)
+            return Stage(cfg, length, heads, self.stripe_bytes, self.remat, name=name)
 
         x = Conv(dim, 3, name="patch_embed")(ops.hidden_cast(lr, cfg.policy))
         e1 = stage(n[0], heads[0], "encoder_level1")(x, attention[0])

@@ -18,9 +18,11 @@ class SNFlow(nn.Module):
     """Three levels, no splits: [B, H, W, 3] <-> [B, H/8, W/8, 192], always float32."""
 
     config: ModelConfig
+    remat: bool = False
 
     def setup(self):
-        self.level1, self.level2, self.level3 = (FlowLevel(self.config) for _ in range(3))
+        levels = (FlowLevel(self.config, self.remat) for _ in range(3))
+        self.level1, self.level2, self.level3 = levels
 
     def forward(self, x: Array, conditions: Conditions) -> tuple[Array, Array]:
         """Image -> latent; returns (z, logdet [B] in nats)."""

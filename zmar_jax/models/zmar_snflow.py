@@ -23,14 +23,16 @@ class ZmarSNFlow(nn.Module):
 
     `stripe_bytes` changes no parameter and no result beyond rounding: with it, the encoder's wide
     layers work on stripes of the image of about that many bytes, to stay within caches and memory.
+    Neither does `remat`: with it, gradients recompute the activations of every block and flow step.
     """
 
     config: ModelConfig = ModelConfig()
     stripe_bytes: int | None = None
+    remat: bool = False
 
     def setup(self):
-        self.encoder = Encoder(self.config, self.stripe_bytes)
-        self.flow = SNFlow(self.config)
+        self.encoder = Encoder(self.config, self.stripe_bytes, self.remat)
+        self.flow = SNFlow(self.config, self.remat)
 
     def encode(self, lr: Array, mask: Array) -> dict[str, Array]:
         """The flow's conditions, each [B, H/s, W/s, 6 dim]: fea_up0 (s = 8), 1 (4), 2 (2)."""
@@ -54,8 +56,12 @@ class ZmarSNFlow(nn.Module):
         Args:
           gt: [B, H, W, 3] in [0, 1]; noise: u - 0.5 of the same shape, u uniform in [0, 1).
         """
+        return self.conditional_nll(gt, self.encode(lr, mask), noise)
+
+    def conditional_nll(self, gt: Array, conditions: Conditions, noise: Array) -> Array:
+        """As `nll`, from conditions that `encode` returned."""
         x = losses.dequantize(gt, noise, self.config.quantization)
-        z, logdet = self.forward(x, lr, mask)
+        z, logdet = self.flow.forward(x, conditions)
         pixels = gt.shape[1] * gt.shape[2]
         return losses.nll_bits_per_pixel(z, logdet, pixels, self.config.quantization)
 

@@ -1,0 +1,14 @@
+"""What a flow's forward pass tells about how near it is to collapse."""
+
+import jax
+from flax import linen as nn
+
+HEALTH = "health"
+"""Collection that, when mutable, receives every invconv's log|det W| (`logabsdet`) and every
+coupling's smallest scale in each example, [B] (`scale`), of the last forward pass."""
+
+
+def record(module: nn.Module, name: str, value: jax.Array) -> None:
+    """Puts `value` into HEALTH where the caller asked for it."""
+    if module.is_mutable_collection(HEALTH):
+        module.put_variable(HEALTH, name, jax.lax.stop_gradient(value))

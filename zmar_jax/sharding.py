@@ -1,0 +1,128 @@
+"""Devices as a mesh, and what lies where on it.
+
+Axis `data` splits the batch; axis `fsdp` splits the batch, too, and beside it parameters and
+optimizer, which each step gathers.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from zmar_jax import compilation
+
+BATCH = PartitionSpec(("data", "fsdp"))
+REPLICATED = PartitionSpec()
+
+
+def initialize_distributed(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Joins this process to its run's others; must precede any other use of JAX.
+
+    Without a coordinator JAX looks for one: on TPU pods, in SLURM, Open MPI and Kubernetes jobs
+    (needs the package `kubernetes`). Where it finds none, this process is the run.
+
+    Args:
+      coordinator: host:port of process 0; num_processes, process_id: how many, and which is this.
+
+    Raises:
+      ValueError: an incomplete or impossible combination.
+    """
+    given = (coordinator, num_processes, process_id)
+    complete = None not in given
+    if not complete and given != (None, None, None):
+        raise ValueError(
+            "expected coordinator, num_processes and process_id together, or none of them, got "
+            f"{coordinator}, {num_processes}, {process_id}"
+        )
+    try:
+        jax.distributed.initialize(
+            *given, cluster_detection_method="deactivate" if complete else None
+        )
+    except ValueError as e:
+        if complete or "coordinator_address" not in str(e):
+            raise ValueError(
+                f"cannot join the run's processes: {e} Check coordinator {coordinator}, "
+                f"num_processes {num_processes}, process_id {process_id}"
+            ) from e
+
+
+def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """All devices (of all processes) as a mesh of axes data x fsdp.
+
+    Raises:
+      ValueError: `fsdp` does not divide the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    if len(devices) % fsdp:
+        raise ValueError(
+            f"train.fsdp must divide the number of devices, {len(devices)}, got {fsdp}"
+        )
+    shape = (len(devices) // fsdp, fsdp)
+    return jax.make_mesh(shape, ("data", "fsdp"), (AxisType.Auto, AxisType.Auto), devices=devices)
+
+
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for each leaf (array or ShapeDtypeStruct) of parameters or optimizer.
+
+    Replicated where the mesh's `fsdp` axis is 1, else split over it along the largest axis that
+    it divides; leaves without such an axis are replicated.
+    """
+    return jax.tree.map(lambda leaf: NamedSharding(mesh, _spec(leaf.shape, mesh)), tree)
+
+
+def _spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    parts = mesh.shape["fsdp"]
+    axes = [axis for axis, size in enumerate(shape) if size % parts == 0]
+    if parts == 1 or not axes:
+        return REPLICATED
+    axis = max(axes, key=lambda axis: shape[axis])
+    return PartitionSpec(*[None] * axis, "fsdp")
+
+
+def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
+    """Raises ValueError unless each device gets equal shares of each part of a batch."""
+    parts = mesh.size * accumulate
+    if batch_size % parts:
+        raise ValueError(
+            f"data.batch_size must be a multiple of {parts} ({mesh.size} devices x "
+            f"train.accumulate {accumulate}), got {batch_size}"
+        )
+
+
+def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's examples as part of the global batch, split over all devices.
+
+    Process by process, the examples follow each other in the global batch. Whatever is not
+    numeric (names) stays behind.
+    """
+    sharding = NamedSharding(mesh, BATCH)
+    arrays = {key: np.asarray(value) for key, value in batch.items()}
+    return {
+        key: jax.make_array_from_process_local_data(sharding, array)
+        for key, array in arrays.items()
+        if array.dtype.kind in "biuf"
+    }
+
+
+def jit(fn: Callable[..., Any], mesh: Mesh, **kwargs: Any) -> Callable[..., Any]:
+    """`compilation.jit` whose calls run with `mesh` in context, where `constrain` finds it."""
+    compiled = compilation.jit(fn, **kwargs)
+
+    @functools.wraps(fn)
+    def call(*args: Any) -> Any:
+        with jax.set_mesh(mesh):
+            return compiled(*args)
+
+    return call
+
+
+def constrain(tree: Any, spec: PartitionSpec) -> Any:
+    """Asks for `spec` on every leaf inside a function that `jit` compiles; elsewhere no effect."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return tree
+    return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, spec), tree)
