@@ -62,9 +62,20 @@ def state_of(config: Config, params: Any) -> TrainState:
 
 def create_sharded_state(config: Config, rng: Array, mesh: Mesh) -> TrainState:
     """`create_state`, made where it will lie: no device ever holds more than its share."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
     create = functools.partial(create_state, config)
-    shardings = sharding.tree_shardings(jax.eval_shape(create, rng), mesh)
     return sharding.jit(create, mesh, out_shardings=shardings)(rng)
+
+
+def abstract_state(config: Config, mesh: Mesh) -> TrainState:
+    """Shapes, dtypes and shardings of `create_sharded_state`'s; computes nothing."""
+    state = jax.eval_shape(functools.partial(create_state, config), jax.random.key(0))
+    shardings = sharding.tree_shardings(state, mesh)
+    return jax.tree.map(
+        lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+        state,
+        shardings,
+    )
 
 
 def init_params(config: ModelConfig, rng: Array) -> Any:

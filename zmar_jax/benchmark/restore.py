@@ -2,8 +2,6 @@
 
 import dataclasses
 import os
-import resource
-import sys
 import time
 from typing import Any
 
@@ -12,7 +10,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from zmar_jax.config import ModelConfig
-from zmar_jax.cost import restore_multiply_adds
+from zmar_jax.cost import peak_memory, restore_multiply_adds
 from zmar_jax.models import param_shapes
 from zmar_jax.restore import Restorer
 
@@ -76,15 +74,6 @@ def _time(name: str, fn: Any, cost: int, repeats: int, *args: Any) -> tuple[Part
         fastest = min(fastest, time.perf_counter() - start)
     temporaries = compiled.memory_analysis().temp_size_in_bytes
     return Part(name, fastest, compile_seconds, cost, temporaries), out
-
-
-def peak_memory() -> int:
-    """The most memory that this process has held, bytes; an accelerator's where there is one."""
-    stats = jax.devices()[0].memory_stats()
-    if stats and "peak_bytes_in_use" in stats:
-        return stats["peak_bytes_in_use"]
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _random_params(config: ModelConfig) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from zmar_jax.config import DataConfig
 from zmar_jax.data import degrade
@@ -85,6 +86,8 @@ class Loader(Iterator[Batch]):
         # two batches ahead in this process, one in each worker
         stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
         if self._workers:
+            # Grain reads absl's flags, which programs without absl.app never parse
+            flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=1)
             stream = stream.mp_prefetch(options)
         self._iterator = iter(stream)
@@ -140,8 +143,8 @@ class TrainBatches:
     def __len__(self) -> int:
         return sys.maxsize // self._examples.config.batch_size
 
-    def __getitem__(self, step: int) -> Batch:
-        start = step * self._examples.config.batch_size
+    def __getitem__(self, index: int) -> Batch:
+        start = index * self._examples.config.batch_size
         stream = range(start + self._rows.start, start + self._rows.stop)
         return _stack([self._example(position) for position in stream])
 
@@ -172,8 +175,8 @@ class EvalBatches:
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __getitem__(self, step: int) -> Batch:
-        chosen = self._batches[step]
+    def __getitem__(self, index: int) -> Batch:
+        chosen = self._batches[index]
         return _stack([self._example(chosen, row) for row in range(*self._rows.indices(2**31))])
 
     def _example(self, chosen: list[int], row: int) -> dict[str, Any]:

@@ -192,7 +192,8 @@ class RunLog:
         data, compute = costs["data_seconds"], costs["compute_seconds"]
         left = timedelta(seconds=round((data + compute) * (self.steps - step)))
         self.message(
-            f"step {step}/{self.steps}  {_line(values)}  {costs['images_per_second']:.3g} images/s  "
+            f"step {step}/{self.steps}  {_line(values)}  "
+            f"{costs['images_per_second']:.3g} images/s  "
             f"data {_duration(data)}  compute {_duration(compute)}  "
             f"memory {costs['memory_bytes'] / 2**30:.2f} GiB  left {left}"
         )

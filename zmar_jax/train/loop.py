@@ -1,0 +1,201 @@
+"""The training loop: begins or resumes a run, steps, looks, saves."""
+
+import contextlib
+import functools
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from rich.console import Console
+
+from zmar_jax import sharding
+from zmar_jax.config import Config
+from zmar_jax.data.pipeline import Loader, make_loader
+from zmar_jax.run.checkpoints import RunCheckpoints
+from zmar_jax.run.log import RunLog, panel
+from zmar_jax.run.stop import stop_signal
+from zmar_jax.state import TrainState, abstract_state, create_sharded_state
+from zmar_jax.train.step import Metrics, compile_steps, health
+from zmar_jax.validation import Validator
+
+
+class TrainingError(ValueError):
+    """A run that cannot go on; the message says why, and where its last good weights are."""
+
+
+def train(config: Config, workdir: Path, profile: range | None = None) -> int:
+    """Trains until `config.train.steps`, going on from the newest checkpoint in `workdir`.
+
+    All processes of a run make this call. SIGTERM, or Ctrl-C, saves and ends.
+
+    Args:
+      profile: steps of which a JAX profiler trace is written to WORKDIR/profile.
+
+    Returns:
+      The number of steps done.
+
+    Raises:
+      ValueError: bad data or configuration, a run that was begun with another configuration, a
+        disk that is full, or `max_bad_steps` steps in a row without a finite gradient.
+    """
+    mesh = sharding.make_mesh(config.train.fsdp)
+    sharding.check_batch(config.data.batch_size, config.train.accumulate, mesh)
+    console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    with (
+        stop_signal() as stopping,
+        RunCheckpoints(workdir, config, console.print) as checkpoints,
+    ):
+        say = console.print if jax.process_index() == 0 else lambda *_: None
+        loader = make_loader(
+            config.data, "train", jax.process_index(), jax.process_count(), _decoding(console)
+        )
+        validator = Validator(config, mesh)
+        state = _begin(config, mesh, checkpoints, loader)
+        start = int(state.step)
+        say(_summary(config, mesh, state))
+        with RunLog(workdir, config.train.steps, config.data.batch_size, start, console) as log:
+            run = _Run(config, mesh, state, loader, validator, checkpoints, log)
+            while run.step < config.train.steps and not stopping(run.step):
+                with _profiled(run.step, profile, workdir / "profile"):
+                    run.advance()
+                run.look()
+            run.end()
+        stopped = run.step < config.train.steps
+        say(f"stopped at step {run.step}; the same command goes on" if stopped else "done")
+    return run.step
+
+
+class _Run:
+    """What the loop carries from step to step."""
+
+    def __init__(
+        self,
+        config: Config,
+        mesh: Mesh,
+        state: TrainState,
+        loader: Loader,
+        validator: Validator,
+        checkpoints: RunCheckpoints,
+        log: RunLog,
+    ):
+        self.config, self.mesh, self.state = config.train, mesh, state
+        self.loader, self.validator, self.checkpoints, self.log = (
+            loader,
+            validator,
+            checkpoints,
+            log,
+        )
+        self.step = int(state.step)
+        self.rng = jax.random.fold_in(jax.random.key(config.train.seed), 1)
+        self.initialise, self.train_step = compile_steps(state, mesh)
+        self.health = sharding.jit(health, mesh)
+        self.metrics: Metrics = {}
+        self.bad_steps = int(state.bad_steps)
+
+    def advance(self) -> None:
+        """One batch: the first initialises the actnorms, the others train."""
+        with self.log.timed("data"):
+            batch = sharding.shard_batch(next(self.loader), self.mesh)
+        if self.step == 0:
+            self.state = self.initialise(self.state, batch, self.rng)
+            self.step, self.bad_steps = int(self.state.step), int(self.state.bad_steps)
+        else:
+            before = self.metrics
+            self.state, self.metrics = self.train_step(self.state, batch, self.rng)
+            self.step += 1
+            # one step late: reading the last one's would leave the device idle
+            self.bad_steps = int(before["bad_steps"]) if before else self.bad_steps
+        self.log.advance(self.step)
+        if self.bad_steps >= self.config.max_bad_steps:
+            self._give_up()
+
+    def look(self) -> None:
+        """Records, validates and saves where the step is due."""
+        due = functools.partial(_due, self.step)
+        if self.metrics and due(self.config.log_every):
+            values = self.metrics | self.health(self.state.params)
+            self.log.scalars(self.step, {name: float(value) for name, value in values.items()})
+        if self.step == 1 or due(self.config.validate_every):
+            self.save(self.validate())
+        elif due(self.config.checkpoint_every):
+            self.save()
+
+    def validate(self) -> dict[str, float]:
+        """Scores of the moving average, where there is one, else of the weights."""
+        with self.log.timed("validation"):
+            params = self.state.params if self.state.ema is None else self.state.ema
+            scores, panels = self.validator(params)
+            _, *columns = zip(*panels, strict=True)
+            self.log.validation(self.step, scores, panel(*columns))
+        return scores
+
+    def save(self, scores: dict[str, float] | None = None) -> None:
+        with self.log.timed("saving"):
+            self.checkpoints.save(self.step, self.state, self.loader.get_state(), scores)
+
+    def end(self) -> None:
+        """Validates and saves the last step of the run, or saves where it was stopped."""
+        finished = self.step == self.config.steps
+        if finished and not _due(self.step, self.config.validate_every):
+            self.save(self.validate())
+        elif self.step > 0:
+            self.save()
+        self.checkpoints.wait()
+
+    def _give_up(self) -> None:
+        self.checkpoints.wait()
+        good = self.checkpoints.latest_good
+        raise TrainingError(
+            f"step {self.step}: {self.bad_steps} steps in a row without a finite loss and "
+            f"gradient; none of them changed the weights, whose last checkpoint is {good}; look at "
+            "scale_min and condition_max in metrics.jsonl, lower train.learning_rate or "
+            "train.clip_norm, or look for broken pictures"
+        )
+
+
+def _begin(config: Config, mesh: Mesh, checkpoints: RunCheckpoints, loader: Loader) -> TrainState:
+    """The state to go on from, and the loader put where it was."""
+    restored = checkpoints.restore_latest(abstract_state(config, mesh))
+    if restored:
+        _, state, data_state = restored
+        loader.set_state(data_state)
+        return state
+    return create_sharded_state(config, jax.random.key(config.train.seed), mesh)
+
+
+def _summary(config: Config, mesh: Mesh, state: TrainState) -> str:
+    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+    begun = f"resumed at step {int(state.step)}" if int(state.step) else "begun"
+    return (
+        f"{begun}: {parameters:,} parameters, {config.data.name}, batches of "
+        f"{config.data.batch_size} crops of {config.data.crop}, {mesh.size} x "
+        f"{jax.devices()[0].device_kind} in {jax.process_count()} process(es)"
+    )
+
+
+def _due(step: int, every: int) -> bool:
+    return step % every == 0
+
+
+def _decoding(console: Console) -> Any:
+    def progress(done: int, total: int) -> None:
+        if done in (1, total) or done % 100 == 0:
+            console.print(f"decoding pictures, once: {done} of {total}")
+
+    return progress
+
+
+@contextlib.contextmanager
+def _profiled(step: int, steps: range | None, folder: Path) -> Iterator[None]:
+    """Traces from the first of `steps` to the last."""
+    if steps and step == steps.start:
+        jax.profiler.start_trace(str(folder))
+    yield
+    if steps and step == steps.stop - 1:
+        jax.profiler.stop_trace()
+
+
+__all__ = ["TrainingError", "train"]
