@@ -15,7 +15,7 @@ from zmar_jax import cli, torch_port
 from zmar_jax.config import PRESETS
 from zmar_jax.images import read_photo
 
-COMMANDS = ("convert", "info", "restore", "benchmark")
+COMMANDS = ("convert", "info", "restore", "prepare", "benchmark")
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +124,8 @@ def test_restore_writes_pngs_and_fails_with_1(pth, tmp_path, capsys):
         (["convert", "{png}", "w"], "expected a .pth or .safetensors file"),
         (["benchmark", "restore", "--size", "400"], "--size must be HEIGHTxWIDTH"),
         (["benchmark", "restore", "--repeats", "0"], "--repeats must be 1"),
+        (["prepare", "sid", "--source", "{folder}/none", "--data-dir", "d"], "no such folder"),
+        (["prepare", "sid", "--source", "{folder}", "--crop", "0"], "--crop must be 1"),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments, message, tmp_path, capsys):
