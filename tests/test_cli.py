@@ -12,7 +12,7 @@ import torch_corpus
 from PIL import Image
 
 from zmar_jax import cli, torch_port
-from zmar_jax.config import PRESETS
+from zmar_jax.config import PRESETS, ModelConfig
 from zmar_jax.images import read_photo
 
 COMMANDS = ("convert", "info", "restore", "benchmark")
@@ -88,6 +88,16 @@ def test_info_shows_format_sizes_and_arithmetic(pth, capsys):
     assert cli.main(["info", str(pth)]) == 0
     text = capsys.readouterr().out
     for line in ("pth", "dim: 8", "2,288,902 live", "3,778,630 published", "multiply-adds"):
+        assert line in text
+
+
+@pytest.mark.slow
+def test_info_says_that_sizes_are_the_published_ones(tmp_path, capsys):
+    state = {e.key: np.zeros(e.shape, np.float16) for e in torch_port.key_table(ModelConfig())}
+    torch_port.write_safetensors(tmp_path / "w.safetensors", state)
+    assert cli.main(["info", str(tmp_path / "w.safetensors")]) == 0
+    text = capsys.readouterr().out
+    for line in ("as published", "1603, 1497 used", "44,438,396 live, 57,338,836 published"):
         assert line in text
 
 

@@ -76,4 +76,4 @@ def info(weights: Positional[Path], /) -> None:
 
 def _differences(config: ModelConfig) -> str:
     """What is not as published, as YAML."""
-    return dump_config(Config(config)).strip() or "as published"
+    return "as published" if config == ModelConfig() else dump_config(Config(config)).strip()
