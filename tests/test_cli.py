@@ -12,7 +12,7 @@ import torch_corpus
 from PIL import Image
 
 from zmar_jax import cli, torch_port
-from zmar_jax.config import PRESETS
+from zmar_jax.config import PRESETS, ModelConfig
 from zmar_jax.images import read_photo
 
 COMMANDS = ("convert", "info", "restore", "prepare", "benchmark")
@@ -36,7 +36,7 @@ def test_help_shows_an_example(command, capsys):
 def test_convert_there_and_back_keeps_every_live_number(pth, tmp_path, capsys):
     assert cli.main(["convert", str(pth), str(tmp_path / "weights")]) == 0
     report = capsys.readouterr().out
-    for line in ("pth -> orbax", "384", "342", "42", "float32", "checksum"):
+    for line in ("pth -> orbax", "384", "342", "42", "float32", "dim: 8", "checksum"):
         assert line in report
     back = tmp_path / "back.safetensors"
     assert cli.main(["convert", str(tmp_path / "weights"), str(back)]) == 0
@@ -91,17 +91,37 @@ def test_info_shows_format_sizes_and_arithmetic(pth, capsys):
         assert line in text
 
 
+@pytest.mark.slow
+def test_info_says_that_sizes_are_the_published_ones(tmp_path, capsys):
+    state = {e.key: np.zeros(e.shape, np.float16) for e in torch_port.key_table(ModelConfig())}
+    torch_port.write_safetensors(tmp_path / "w.safetensors", state)
+    assert cli.main(["info", str(tmp_path / "w.safetensors")]) == 0
+    text = capsys.readouterr().out
+    for line in ("as published", "1603, 1497 used", "44,438,396 live, 57,338,836 published"):
+        assert line in text
+
+
 def test_restore_writes_pngs_and_fails_with_1(pth, tmp_path, capsys):
     photos = tmp_path / "photos" / "deep"
     photos.mkdir(parents=True)
     Image.fromarray(np.full((32, 48, 3), 20, np.uint8)).save(photos / "ok.jpg")
     (photos / "bad.png").write_bytes(b"nonsense")
+    (photos / "link.png").symlink_to("nowhere")
     arguments = ["restore", str(photos.parent), "-c", str(pth), "-o", str(tmp_path / "out")]
     assert cli.main(arguments) == 1
     captured = capsys.readouterr()
-    assert "1 of 2 restored" in captured.out
+    assert "1 of 3 restored" in captured.out
     assert "bad.png" in captured.err
+    assert "link.png: cannot be read (No such file or directory)" in captured.err
     assert read_photo(tmp_path / "out" / "deep" / "ok.png").rgb.shape == (32, 48, 3)
+
+
+def test_pictures_of_an_earlier_run_are_replaced_and_not_restored_again(pth, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.full((32, 48, 3), 20, np.uint8)).save("dark.jpg")
+    for _ in range(2):
+        assert cli.main(["restore", ".", "-c", str(pth)]) == 0
+    assert [path.name for path in Path("restored").iterdir()] == ["dark.png"]
 
 
 @pytest.mark.parametrize(

@@ -472,6 +472,22 @@ def test_nothing_to_find(tmp_path):
             find_photos([tmp_path / name])
 
 
+def test_missing_files_do_not_hide_the_others(tmp_path):
+    touch(tmp_path, "in/a.png")
+    (tmp_path / "in/b.png").symlink_to("nowhere")
+    found = find_photos([tmp_path / "gone.png", tmp_path / "in"])
+    assert [str(relative) for _, relative in found] == ["gone.png", "a.png", "b.png"]
+    targets = [target.name for _, target in output_paths(found, tmp_path / "out")]
+    assert targets == ["gone.png", "a.png", "b.png"]
+
+
+def test_the_folder_to_skip_is_skipped_inside_another_one(tmp_path):
+    touch(tmp_path, "in/a.png", "in/out/a.png", "in/b/out/a.png")
+    found = find_photos([tmp_path / "in"], skip=tmp_path / "in/b/../out")
+    assert [str(relative) for _, relative in found] == ["a.png", "b/out/a.png"]
+    assert find_photos([tmp_path / "in/out"], skip=tmp_path / "in/out")
+
+
 def test_two_sources_never_share_a_target(tmp_path):
     touch(tmp_path, "in/a.jpg", "in/a.png", "in/b/c.png", "in/d/c.png")
     with fails("a.jpg", "a.png"):

@@ -230,6 +230,16 @@ def test_everything_wrong_is_listed_at_once() -> None:
         assert problem in text
 
 
+def test_claimed_sizes_are_not_allocated() -> None:
+    """A tensor of a few numbers makes a model of hundreds of gigabytes: it is no such model."""
+    state = tiny()
+    state["RRDB.patch_embed.proj.weight"] = np.zeros((60_000, 1, 1, 1), np.float32)
+    config = torch_port.infer_config(state)
+    assert config.dim == 60_000
+    with pytest.raises(WeightsError, match=r"misshapen RRDB\.patch_embed\.proj\.weight"):
+        torch_port.to_params(state, config)
+
+
 @pytest.mark.parametrize("dtype", ["int64", "uint8", "bool", "complex64"])
 def test_what_is_not_floating_point_is_refused(dtype: str) -> None:
     state = tiny()

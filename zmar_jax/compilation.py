@@ -31,10 +31,8 @@ def _options(backend: str) -> dict[str, Any]:
     options = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 2}
     try:
         jax.jit(lambda: 0, compiler_options=options)()
-    except (
-        jax.errors.JaxRuntimeError
-    ):  # an XLA without one of these options: its own defaults will do
-        return {}
+    except jax.errors.JaxRuntimeError:
+        return {}  # an XLA without one of these options: its own defaults will do
     return options
 
 

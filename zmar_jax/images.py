@@ -103,23 +103,27 @@ def write_photo(path: str | os.PathLike[str], photo: Photo) -> None:
         _write_whole(path, data)
 
 
-def find_photos(inputs: Sequence[Path]) -> list[tuple[Path, Path]]:
+def find_photos(inputs: Sequence[Path], skip: Path | None = None) -> list[tuple[Path, Path]]:
     """The photographs that files and folders name: [(path, path relative to its input)].
 
     A named file is taken whatever its suffix. A folder is searched recursively, in sorted order,
-    for SUFFIXES in any case, but not hidden files and folders nor links to folders. The same find
-    twice is listed once. Raises ImageError for a missing input or a folder without photographs.
+    for SUFFIXES in any case, but not hidden files and folders, links to folders, nor the folder
+    `skip` in it. The same find twice is listed once, and so is a file that is missing: reading it
+    says so. Raises ImageError where no file is there at all and for a folder without photographs.
     """
     found: list[tuple[Path, Path]] = []
     for root in map(Path, inputs):
+        if not os.path.isdir(root):
+            found.append((root, Path(root.name)))
+            continue
         with _errors(root, "read"):
-            if not stat.S_ISDIR(root.stat().st_mode):
-                found.append((root, Path(root.name)))
-                continue
-            photos = list(_photos_under(root))
+            photos = list(_photos_under(root, os.path.realpath(skip) if skip else None))
         if not photos:
             raise _error(root, "no photograph in this folder", f"it needs {' '.join(SUFFIXES)}")
         found += [(photo, photo.relative_to(root)) for photo in photos]
+    if found and not any(os.path.exists(path) for path, _ in found):
+        with _errors(found[0][0], "read"):
+            found[0][0].stat()
     return list(dict.fromkeys(found))
 
 
@@ -282,18 +286,20 @@ def _write_whole(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _photos_under(folder: Path) -> Iterator[Path]:
+def _photos_under(folder: Path, skip: str | None) -> Iterator[Path]:
     # Path.rglob would silently pass over folders that it may not read.
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
         if path.is_dir() and not path.is_symlink():
-            yield from _photos_under(path)
+            if os.path.realpath(path) != skip:
+                yield from _photos_under(path, skip)
         elif path.suffix.lower() in SUFFIXES:
             yield path
 
 
-def _identity(path: Path) -> tuple[int, int]:
-    with _errors(path, "read"):
+def _identity(path: Path) -> tuple[int, int] | None:
+    with _errors(path, "read"), contextlib.suppress(FileNotFoundError):
         status = path.stat()
-    return status.st_dev, status.st_ino
+        return status.st_dev, status.st_ino
+    return None

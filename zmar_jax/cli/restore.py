@@ -23,7 +23,7 @@ def restore(
 
     Each becomes a PNG of the same size and depth, at the same place below the output folder.
     PNG, JPEG, WebP, TIFF and BMP are read; transparency is kept. Pictures of an earlier run in the
-    output folder are replaced, inputs never.
+    output folder are replaced, and not restored again; inputs are never replaced.
 
     $ zmar-jax restore dark.jpg --checkpoint weights
 
@@ -54,7 +54,7 @@ def restore(
         raise UsageError("--samples above 1 needs --heat above 0, else all samples are the same")
     if std and samples < 2:
         raise UsageError("--std needs --samples of 2 or more")
-    found = find_photos(inputs)
+    found = find_photos(inputs, skip=out_dir)
     paths = output_paths(found, out_dir)
     if std:  # the deviations must not meet anything, either
         output_paths([*found, *((source, std_path(name)) for source, name in found)], out_dir)

@@ -6,6 +6,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from zmar_jax.cli.console import out, table_of
+from zmar_jax.config import Config, ModelConfig, dump_config
 
 
 def convert(
@@ -43,6 +44,7 @@ def convert(
     table.add_row("used", str(weights.used))
     table.add_row("unused", str(weights.tensors - weights.used))
     table.add_row("dtype", ", ".join(weights.dtypes))
+    table.add_row("config", _differences(weights.config))
     table.add_row("checksum of params", weights.checksum)
     out.print(table)
 
@@ -56,7 +58,6 @@ def info(weights: Positional[Path], /) -> None:
       weights: A .pth or .safetensors file, an Orbax directory or the workdir of a training run.
     """
     from zmar_jax import cost
-    from zmar_jax.config import Config, dump_config
     from zmar_jax.weights import load_weights, parameter_counts
 
     loaded = load_weights(weights)
@@ -65,7 +66,7 @@ def info(weights: Positional[Path], /) -> None:
     table.add_row("holds", loaded.source)
     table.add_row("tensors", f"{loaded.tensors}, {loaded.used} used")
     table.add_row("dtype", ", ".join(loaded.dtypes))
-    table.add_row("config", dump_config(Config(loaded.config)).strip() or "as published")
+    table.add_row("config", _differences(loaded.config))
     for part, live, published in parameter_counts(loaded.config):
         table.add_row(f"parameters, {part}", f"{live:,} live, {published:,} published")
     height, width = 400, 600
@@ -74,3 +75,8 @@ def info(weights: Positional[Path], /) -> None:
         table.add_row(f"multiply-adds per pixel, {part}", f"{count / (height * width):,.0f}")
     table.add_row("checksum of params", loaded.checksum)
     out.print(table)
+
+
+def _differences(config: ModelConfig) -> str:
+    """What is not as published, as YAML."""
+    return "as published" if config == ModelConfig() else dump_config(Config(config)).strip()

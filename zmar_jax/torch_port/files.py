@@ -14,7 +14,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from zmar_jax.torch_port.pickles import DAMAGED, DTYPES, WeightsError, read_pth, shown, values
+from zmar_jax.torch_port.archive import read_pth, values
+from zmar_jax.torch_port.pickles import DAMAGED, DTYPES, WeightsError, shown
 
 __all__ = ["WeightsError", "read_state_dict", "weights_format", "write_pth", "write_safetensors"]
 

@@ -1,19 +1,14 @@
-"""Reading the zip files of ``torch.save`` without torch and without running what is in them.
+"""The pickles of ``torch.save``, read without torch and without running what is in them.
 
-Such a file is a zip archive with the record ``<root>/data.pkl``, a pickle of the saved object in
-which each tensor names a storage, and the records ``<root>/data/<key>``, the storages' bytes. A
-pickle is a program, so the one of a stranger's file is run here by an unpickler that can only put
+A pickle is a program, so the one of a stranger's file is run here by an unpickler that can only put
 together dicts, lists, tuples, strings, numbers and the inert records `Storage` and `Tensor`.
 """
 
+import contextlib
 import io
-import math
 import pickle
 import pickletools
-import sys
-import zipfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -44,12 +39,6 @@ _STORAGES = {
     "torch.storage.UntypedStorage": "uint8",
 }
 
-# 40,000 tensors fit; a pickle's objects may take a hundred times its bytes in memory.
-_MOST_PICKLE_BYTES = 8 << 20
-# Weights hardly deflate; records that overlap or unpack to far more are a zip bomb.
-_MOST_EXPANSION = 4
-_MOST_DIMENSIONS = 64
-
 
 class WeightsError(ValueError):
     """A weights file that cannot be read or written; the message is one line for the user."""
@@ -62,11 +51,6 @@ def shown(value: object) -> str:
     if type(value) is int and abs(value) < 1 << 64:
         return str(value)
     return f"an object of type {type(value).__name__}"
-
-
-def values(data: bytes | bytearray, dtype: np.dtype) -> bytes | bytearray:
-    """``data`` with each byte other than 0 made 1 where ``dtype`` is bool: NumPy has no others."""
-    return (np.frombuffer(data, np.uint8) != 0).tobytes() if dtype.kind == "b" else data
 
 
 @dataclass(frozen=True)
@@ -141,11 +125,22 @@ _CALLS = {
 _GLOBALS = {*_CALLS, *_STORAGES, *(f"torch.{name}" for name in DTYPES)}
 
 
+def _not_run(name: str) -> WeightsError:
+    return WeightsError(
+        f"asks for the Python global {shown(name)}, which no state dict needs, so it was "
+        f"not run; {ONLY_STATE}, and beware of files from strangers"
+    )
+
+
+class _OpcodeError(WeightsError):
+    """An opcode that no state dict needs."""
+
+
 class _Opcodes(dict):
     def __missing__(self, opcode: int) -> None:
         names = (known.name for known in pickletools.opcodes if known.code == chr(opcode))
         name = next(names, f"{opcode:#04x}")
-        raise WeightsError(
+        raise _OpcodeError(
             f"uses the pickle opcode {name}, which no state dict needs; {ONLY_STATE}, or {DAMAGED}"
         )
 
@@ -168,10 +163,7 @@ class _Unpickler(pickle._Unpickler):
     def find_class(self, module: str, name: str) -> Global:
         full = f"{module}.{name}"
         if full not in _GLOBALS:
-            raise WeightsError(
-                f"asks for the Python global {shown(full)}, which no state dict needs, so it was "
-                f"not run; {ONLY_STATE}, and beware of files from strangers"
-            )
+            raise _not_run(full)
         return Global(full)
 
     def persistent_load(self, pid: Any) -> Storage:
@@ -223,149 +215,24 @@ class _Unpickler(pickle._Unpickler):
     )
 
 
-class _Records:
-    """The records of one archive of ``size`` bytes, none of which is trusted."""
-
-    def __init__(self, archive: zipfile.ZipFile, size: int) -> None:
-        self._archive = archive
-        self._size = size
-        self._entries = {entry.filename: entry for entry in archive.infolist()}
-        self._storages: dict[tuple[str, np.dtype], bytes | bytearray] = {}
-        if len(self._entries) != len(archive.infolist()):
-            raise WeightsError(f"holds two records of one name; {DAMAGED}")
-        if sum(entry.file_size for entry in archive.infolist()) > _MOST_EXPANSION * size:
-            raise WeightsError(f"unpacks to over {_MOST_EXPANSION} times its size; {DAMAGED}")
-        pickles = [name for name in self._entries if name.split("/")[-1] == "data.pkl"]
-        if len(pickles) != 1:
-            raise WeightsError(
-                f"expected a zip archive of torch.save with one data.pkl, found {len(pickles)}; "
-                "check that this is the file with the weights"
-            )
-        self._root = pickles[0].removesuffix("data.pkl")
-        self._byteorder = self._read_byteorder()
-
-    def unpickled(self) -> Any:
-        """The saved object, its tensors as `Tensor`."""
-        entry = self._entries[f"{self._root}data.pkl"]
-        if entry.file_size > _MOST_PICKLE_BYTES:
-            raise WeightsError(f"has a data.pkl of {entry.file_size} bytes; {ONLY_STATE}")
-        return _Unpickler(io.BytesIO(self._read(entry))).load()
-
-    def array(self, name: str, tensor: Tensor) -> np.ndarray:
-        """The values of ``tensor``: a read-only view of its storage, strided as in the file."""
-        claim = f"the tensor {shown(name)}"
-        size, stride, offset = _layout(claim, tensor)
-        storage = tensor.storage
-        if type(storage) is not Storage:
-            raise WeightsError(f"{claim} has {shown(storage)} for its storage; {DAMAGED}")
-        dtype = tensor.dtype or storage.dtype
-        needed = math.prod(max(n, 1) for n in size) * dtype.itemsize
-        if needed > self._size:
-            raise WeightsError(
-                f"{claim} claims the shape {size}, {needed} bytes, more than the whole file's "
-                f"{self._size}; {DAMAGED}"
-            )
-        data = self._storage(claim, storage, dtype)
-        if 0 in size:
-            return np.zeros(size, dtype)
-        end = offset + 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        if end * dtype.itemsize > len(data):
-            raise WeightsError(
-                f"{claim} of shape {size} needs {end * dtype.itemsize} bytes of its storage, which "
-                f"holds {len(data)}; {DAMAGED}"
-            )
-        # A dimension of one may come with any stride, too large for NumPy as well.
-        steps = [
-            step * dtype.itemsize if n > 1 else 0 for n, step in zip(size, stride, strict=True)
-        ]
-        return np.ndarray(size, dtype, data, offset * dtype.itemsize, steps)
-
-    def _read_byteorder(self) -> str:
-        entry = self._entries.get(f"{self._root}byteorder")
-        order = self._read(entry) if entry else b"little"
-        if order not in (b"little", b"big"):
-            raise WeightsError(
-                f"expected the byteorder little or big, found {order[:20]}; {DAMAGED}"
-            )
-        return order.decode()
-
-    def _storage(self, claim: str, storage: Storage, dtype: np.dtype) -> bytes | bytearray:
-        """The bytes of ``storage`` in this machine's order, as numbers of ``dtype``."""
-        entry = self._entries.get(f"{self._root}data/{storage.key}")
-        if entry is None:
-            raise WeightsError(f"{claim}: no storage {shown(storage.key)} in the file; {DAMAGED}")
-        expected = storage.numel * storage.dtype.itemsize
-        if entry.file_size != expected:
-            raise WeightsError(
-                f"{claim}: its storage {shown(storage.key)} should hold {shown(expected)} bytes "
-                f"and holds {entry.file_size}; {DAMAGED}"
-            )
-        key = (storage.key, dtype)
-        if key not in self._storages:
-            data = values(self._read(entry), dtype)
-            if self._byteorder != sys.byteorder:
-                data = np.frombuffer(data, f"u{dtype.itemsize}").byteswap().tobytes()
-            self._storages[key] = data
-        return self._storages[key]
-
-    def _read(self, entry: zipfile.ZipInfo) -> bytes:
-        stored = entry.compress_type == zipfile.ZIP_STORED
-        if not stored and entry.compress_type != zipfile.ZIP_DEFLATED:
-            raise WeightsError(f"compresses {shown(entry.filename)} unlike torch.save; {DAMAGED}")
-        if entry.file_size > self._size or (stored and entry.file_size != entry.compress_size):
-            raise WeightsError(
-                f"has the record {shown(entry.filename)}, said to unpack to {entry.file_size} "
-                f"bytes, in a file of {self._size}; {DAMAGED}"
-            )
-        with self._archive.open(entry) as record:
-            # With no count, a record that inflates to more than it says would be inflated whole.
-            data = record.read(entry.file_size)
-        if len(data) != entry.file_size:
-            raise WeightsError(f"ends inside the record {shown(entry.filename)}; {DAMAGED}")
-        return data
-
-
-def _layout(claim: str, tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...], int]:
-    """The size, stride and offset of ``tensor``, known to be such."""
-    size, stride, offset = tensor.size, tensor.stride, tensor.offset
-    if type(size) is not tuple or type(stride) is not tuple or len(size) != len(stride):
-        raise WeightsError(f"{claim} has no size and stride of one length; {DAMAGED}")
-    if len(size) > _MOST_DIMENSIONS:
-        raise WeightsError(f"{claim} claims {len(size)} dimensions; {DAMAGED}")
-    for number in (*size, *stride, offset):
-        if type(number) is not int or not 0 <= number < 1 << 63:
-            raise WeightsError(
-                f"{claim} expected whole numbers of 0 or more for its size, stride and offset, "
-                f"found {shown(number)}; {DAMAGED}"
-            )
-    return size, stride, offset
-
-
-def _state_dict(saved: Any) -> dict[str, Tensor]:
-    """The state dict in what was saved: itself or the first of the usual keys that holds a dict."""
-    if type(saved) is not dict:
-        raise WeightsError(f"expected a state dict, found {shown(saved)}; {ONLY_STATE}")
-    nested = (saved.get(key) for key in ("state_dict", "params_ema", "params"))
-    state = next((found for found in nested if type(found) is dict), saved)
-    for key, value in state.items():
-        if type(key) is not str or type(value) is not Tensor:
-            raise WeightsError(
-                f"expected a tensor under each key, found {shown(value)} under {shown(key)}; "
-                f"{ONLY_STATE}"
-            )
-    return state
-
-
-def read_pth(path: Path) -> dict[str, np.ndarray]:
-    """The state dict of the ``torch.save`` file ``path``, as `files.read_state_dict` tells it.
-
-    Only the storages of that state dict are read, not an optimizer's beside it.
+def unpickle(program: bytes) -> Any:
+    """What the pickle ``program`` puts together, its tensors as `Tensor`.
 
     Raises:
-        WeightsError: without the file's name in it, for what is checked here.
-        Exception: of any type, from zipfile and pickle on a damaged file.
+        WeightsError: it asks for more than a state dict needs: for which global, if it says.
+        Exception: of any type, where it is damaged.
     """
-    with zipfile.ZipFile(path) as archive:
-        records = _Records(archive, path.stat().st_size)
-        state = _state_dict(records.unpickled())
-        return {name: records.array(name, tensor) for name, tensor in state.items()}
+    try:
+        return _Unpickler(io.BytesIO(program)).load()
+    except _OpcodeError as error:
+        raise next(map(_not_run, _foreign_globals(program)), error) from None
+
+
+def _foreign_globals(program: bytes) -> list[str]:
+    """The globals in text, as protocols 0 to 3 have them, that no state dict needs."""
+    found = []
+    with contextlib.suppress(Exception):  # pickletools raises many types where it is damaged
+        for opcode, argument, _ in pickletools.genops(program):
+            if opcode.name in ("GLOBAL", "INST"):
+                found.append(str(argument).replace(" ", "."))
+    return [name for name in found if name not in _GLOBALS]

@@ -129,8 +129,9 @@ def to_params(state_dict: StateDict, config: ModelConfig) -> dict[str, Any]:
     Raises:
       WeightsError: lists every missing, unexpected and misshapen key.
     """
+    table = check(state_dict, config)  # first: what a file claims is not allocated unseen
     leaves = {path: np.zeros(shape, np.float32) for path, shape in _leaf_shapes(config).items()}
-    for entry in check(state_dict, config):
+    for entry in table:
         for part in entry.parts:
             live = np.asarray(state_dict[entry.key])[part.source]
             leaves[part.path][part.target] = _to_flax(live, part.layout)

@@ -1,0 +1,42 @@
+"""Where compiled programs are kept."""
+
+from pathlib import Path
+
+import jax
+import pytest
+
+from zmar_jax import compilation
+
+
+@pytest.fixture
+def unconfigured():
+    """No cache is configured; what the tests' session configured comes back."""
+    configured = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", configured)
+
+
+@pytest.mark.usefixtures("unconfigured")
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({}, "home/.cache/zmar_jax"),
+        ({"XDG_CACHE_HOME": "xdg"}, "xdg/zmar_jax"),
+        ({"XDG_CACHE_HOME": "xdg", "ZMAR_JAX_CACHE": "mine"}, "mine"),
+    ],
+)
+def test_the_cache_is_where_the_environment_says(variables, folder, monkeypatch, tmp_path):
+    for name in ("XDG_CACHE_HOME", compilation.CACHE_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in ({"HOME": "home"} | variables).items():
+        monkeypatch.setenv(name, str(tmp_path / value))
+    assert compilation.enable_cache() == tmp_path / folder
+    assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / folder)
+
+
+def test_a_cache_that_is_configured_stays(monkeypatch, tmp_path):
+    configured = jax.config.values["jax_compilation_cache_dir"]
+    monkeypatch.setenv(compilation.CACHE_VARIABLE, str(tmp_path))
+    assert compilation.enable_cache() == Path(configured)
+    assert jax.config.values["jax_compilation_cache_dir"] == configured
