@@ -20,7 +20,7 @@ LAYERS = (
     ("state",),
     ("checkpoint", "torch_port"),
     ("run",),
-    ("weights",),
+    ("weights", "validation"),
     ("train", "evaluate", "restore"),
     ("benchmark",),
     ("cli",),

@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from zmar_jax import compilation
+from zmar_jax.config import ConfigError
 
 BATCH = PartitionSpec(("data", "fsdp"))
 REPLICATED = PartitionSpec()
@@ -30,12 +31,12 @@ def initialize_distributed(
       coordinator: host:port of process 0; num_processes, process_id: how many, and which is this.
 
     Raises:
-      ValueError: an incomplete or impossible combination.
+      ConfigError: an incomplete or impossible combination.
     """
     given = (coordinator, num_processes, process_id)
     complete = None not in given
     if not complete and given != (None, None, None):
-        raise ValueError(
+        raise ConfigError(
             "expected coordinator, num_processes and process_id together, or none of them, got "
             f"{coordinator}, {num_processes}, {process_id}"
         )
@@ -45,7 +46,7 @@ def initialize_distributed(
         )
     except ValueError as e:
         if complete or "coordinator_address" not in str(e):
-            raise ValueError(
+            raise ConfigError(
                 f"cannot join the run's processes: {e} Check coordinator {coordinator}, "
                 f"num_processes {num_processes}, process_id {process_id}"
             ) from e
@@ -55,11 +56,11 @@ def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """All devices (of all processes) as a mesh of axes data x fsdp.
 
     Raises:
-      ValueError: `fsdp` does not divide the number of devices.
+      ConfigError: `fsdp` does not divide the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     if len(devices) % fsdp:
-        raise ValueError(
+        raise ConfigError(
             f"train.fsdp must divide the number of devices, {len(devices)}, got {fsdp}"
         )
     shape = (len(devices) // fsdp, fsdp)
@@ -85,10 +86,10 @@ def _spec(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
 
 
 def check_batch(batch_size: int, accumulate: int, mesh: Mesh) -> None:
-    """Raises ValueError unless each device gets equal shares of each part of a batch."""
+    """Raises ConfigError unless each device gets equal shares of each part of a batch."""
     parts = mesh.size * accumulate
     if batch_size % parts:
-        raise ValueError(
+        raise ConfigError(
             f"data.batch_size must be a multiple of {parts} ({mesh.size} devices x "
             f"train.accumulate {accumulate}), got {batch_size}"
         )

@@ -41,5 +41,9 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from zmar_jax.data import DataError
     from zmar_jax.images import ImageError
     from zmar_jax.torch_port import WeightsError
+    from zmar_jax.train import TrainingError
 
-    return UsageError, CheckpointError, ConfigError, DataError, ImageError, WeightsError
+    return (
+        *(UsageError, CheckpointError, ConfigError, DataError, ImageError),
+        *(TrainingError, WeightsError),
+    )

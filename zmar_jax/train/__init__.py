@@ -1,5 +1,6 @@
 """Training: one step, as a pure function, and the loop around it."""
 
+from zmar_jax.train.loop import TrainingError as TrainingError
 from zmar_jax.train.loop import train as train
 from zmar_jax.train.step import health as health
 from zmar_jax.train.step import init_step as init_step
