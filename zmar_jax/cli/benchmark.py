@@ -1,4 +1,4 @@
-"""`benchmark restore` and `benchmark data`."""
+"""`benchmark restore`, `benchmark train` and `benchmark data`."""
 
 import dataclasses
 import json
@@ -65,6 +65,50 @@ def restore(
     table.add_row("both", f"{result.seconds:.2f}", "100%", f"{compiling:.1f}", "", "")
     out.print(table)
     out.print(f"peak memory of the process: {result.peak_memory / 2**30:.2f} GiB")
+
+
+@benchmark.command
+def train(
+    settings: Positional[tuple[str, ...]] = (),
+    /,
+    *,
+    config: Path | None = None,
+    repeats: int = 3,
+    json_output: Json = False,
+) -> None:
+    """Time the training step on all devices: seconds to run and compile, memory, arithmetic.
+
+    $ zmar-jax benchmark train data.batch_size=1
+
+    $ zmar-jax benchmark train data.batch_size=16 model.policy=bfloat16 train.remat=true
+
+    Args:
+      settings: Changes to the configuration, section.key=value.
+      config: YAML file of a run; without it, the published model and recipe.
+      repeats: Steps, of which the fastest counts.
+      json_output: Print JSON instead of a table.
+    """
+    from zmar_jax.benchmark.train import benchmark_train
+    from zmar_jax.config import Config, load_config, override
+
+    if repeats < 1:
+        raise UsageError("--repeats must be 1 or more")
+    result = benchmark_train(
+        override(load_config(config) if config else Config(), settings), repeats
+    )
+    if json_output:
+        _print_json("train", result)
+        return
+    table = table_of(f"train, batch {result.batch_size}, crop {result.crop}, {result.device}")
+    remat = ", remat" if result.remat else ""
+    table.add_row("policy", f"{result.policy}{remat}")
+    table.add_row("seconds a step", f"{result.seconds:.2f}")
+    table.add_row("images per second", f"{result.images_per_second:.2f}")
+    table.add_row("compile seconds", f"{result.compile_seconds:.1f}")
+    table.add_row("GFLOP/s", f"{2e-9 * result.multiply_adds / result.seconds:.0f}")
+    table.add_row("temporaries", f"{result.temporaries / 2**30:.2f} GiB")
+    table.add_row("peak memory", f"{result.peak_memory / 2**30:.2f} GiB")
+    out.print(table)
 
 
 @benchmark.command

@@ -1,0 +1,103 @@
+"""Kills a training run with SIGKILL at random moments and shows that nothing is lost.
+
+Trains twice: once in peace, once killed again and again and started anew with the same command.
+The final weights, optimizer and counters must be equal bit for bit.
+
+$ python scripts/kill_and_resume.py --config configs/photos_nano.yaml --workdir /tmp/kills \
+      --kills 10 train.steps=300 train.checkpoint_every=20
+"""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import tyro
+from tyro.conf import Positional
+
+from zmar_jax.config import load_config, override
+
+
+def main(
+    settings: Positional[tuple[str, ...]] = (),
+    /,
+    *,
+    config: Path,
+    workdir: Path,
+    kills: int = 10,
+    seed: int = 0,
+) -> int:
+    """Trains in peace and under fire, and compares.
+
+    Args:
+      settings: Changes to the configuration, section.key=value.
+      config: YAML file of the run.
+      workdir: Two runs, `peace` and `killed`, are made in this folder, which must be new.
+      kills: How many times to kill.
+      seed: Of the moments.
+    """
+    workdir.mkdir(parents=True)
+    steps = override(load_config(config), settings).train.steps
+    command = [sys.executable, "-m", "zmar_jax.cli", "train", "--config", str(config), *settings]
+
+    def start(name: str) -> subprocess.Popen:
+        log = (workdir / f"{name}.log").open("a")
+        return subprocess.Popen([*command, "--workdir", str(workdir / name)], stderr=log)
+
+    seconds = _wait(start("peace"))
+    # with the programs compiled by now, starting takes about this long
+    starting = _wait(start("peace"))
+    print(f"in peace: {seconds:.0f} s, of which starting took about {starting:.0f} s")
+    moments = random.Random(seed)
+    for kill in range(kills):
+        process = start("killed")
+        time.sleep(starting + moments.uniform(0, 1.5 * (seconds - starting) / kills))
+        process.send_signal(signal.SIGKILL)
+        ended = process.wait() != -signal.SIGKILL
+        print(f"kill {kill + 1}: {'it had ended' if ended else f'at step {_step(workdir)}'}")
+    _wait(start("killed"))
+    different = _differences(*(_leaves(workdir / name, steps) for name in ("peace", "killed")))
+    print(f"{len(different)} leaves differ {different[:5]}" if different else "bit for bit equal")
+    return 1 if different else 0
+
+
+def _wait(process: subprocess.Popen) -> float:
+    start = time.monotonic()
+    if process.wait():
+        sys.exit(f"the run failed with exit code {process.returncode}; see its log")
+    return time.monotonic() - start
+
+
+def _step(workdir: Path) -> int:
+    """The last step that the killed run recorded."""
+    path = workdir / "killed" / "metrics.jsonl"
+    lines = (
+        [line for line in path.read_text().splitlines() if line.endswith("}")]
+        if path.exists()
+        else []
+    )
+    return json.loads(lines[-1])["step"] if lines else 0
+
+
+def _leaves(run: Path, step: int) -> dict[str, np.ndarray]:
+    """Every array of a checkpoint, by its path."""
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        tree: Any = checkpointer.restore((run / "checkpoints" / str(step) / "state").absolute())
+    flat, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in flat}
+
+
+def _differences(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> list[str]:
+    keys = sorted(a.keys() | b.keys())
+    return [k for k in keys if k not in a or k not in b or a[k].tobytes() != b[k].tobytes()]
+
+
+if __name__ == "__main__":
+    sys.exit(tyro.cli(main, description=__doc__))
