@@ -15,7 +15,7 @@ from zmar_jax import cli, torch_port
 from zmar_jax.config import PRESETS
 from zmar_jax.images import read_photo
 
-COMMANDS = ("convert", "info", "restore", "benchmark")
+COMMANDS = ("convert", "info", "restore", "mask", "benchmark")
 
 
 @pytest.fixture(scope="module")

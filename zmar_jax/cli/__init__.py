@@ -6,11 +6,12 @@ import tyro
 
 from zmar_jax.cli.benchmark import benchmark
 from zmar_jax.cli.console import UsageError, err
+from zmar_jax.cli.mask import mask
 from zmar_jax.cli.restore import restore
 from zmar_jax.cli.weights import convert, info
 
 app = tyro.extras.SubcommandApp()
-for command in (convert, info, restore, benchmark):
+for command in (convert, info, restore, mask, benchmark):
     app.command(command)
 
 

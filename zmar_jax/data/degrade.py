@@ -14,6 +14,7 @@ from zmar_jax.data.hashing import Array, fold, normal_quantiles, top16
 
 WHITE = 65535
 """Linear light is counted in 1/65535 of white."""
+_STREAM = 0x6461726B
 
 
 def darken(image: Array, seed: Array, config: DarkenConfig, xp: Any = np) -> Array:
@@ -30,6 +31,7 @@ def darken(image: Array, seed: Array, config: DarkenConfig, xp: Any = np) -> Arr
       uint8 [h, w, 3].
     """
     tables = _tables(config)
+    seed = fold(seed, _STREAM, xp=xp)
     draw = top16(fold(seed, np.arange(3), xp=xp), xp)
     red, blue = (xp.take(xp.asarray(tables.gain), d) for d in (draw[1], draw[2]))
     gains = xp.stack([red, xp.ones_like(red), blue]) * xp.take(xp.asarray(tables.exposure), draw[0])

@@ -5,11 +5,16 @@ the same mask, as there is no arithmetic but of integers.
 """
 
 import functools
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from zmar_jax.config import MaskConfig
+from zmar_jax.data.errors import DataError
 from zmar_jax.data.hashing import Array, below, fold, normal_quantiles, top16
+from zmar_jax.images import find_photos, read_photo
 
 Window = tuple[Array, Array, int, int]
 """Top and left (may be traced), height and width of a part of an image, pixels."""
@@ -20,12 +25,13 @@ EDGES = np.repeat(np.array([1, 2, 3, 4, 6, 8, 12], np.int32), [11, 15, 5, 6, 5, 
 """Edges of the blocks, pixels, one for each of the regions."""
 TILES, KNOTS = 4, (5, 3)
 """The density is drawn for 4x4 tiles, then for 5x3 knots in each, as shuffled normal scores."""
-TILE_SPREAD, TILE_SPREAD_FALL, KNOT_SPREAD, NOISE, TAIL = 1.05, 1.6, 1.2, 0.75, 0.1
+TILE_SPREAD, TILE_SPREAD_FALL, KNOT_SPREAD, NOISE, TAIL = 1.05, 1.6, 1.2, 0.7, 0.12
 """How uneven tiles are (less so the more is lost), knots, and blocks; together with EDGES chosen
 so that masks measure as the authors' do (tests/test_masks.py)."""
 GRID = 64
 """The density is known, and the threshold is chosen, at 64x64 points of an image."""
 UNIT = 4096
+_STREAM = 0x6D61736B
 
 
 def lost_pixels(
@@ -72,11 +78,11 @@ class _Plan(NamedTuple):
 
 
 def _plan(seed: Array, height: int, width: int, share: tuple[float, float], xp: Any) -> _Plan:
-    draw = functools.partial(fold, seed, xp=xp)
+    draw = functools.partial(fold, fold(seed, _STREAM, xp=xp), xp=xp)
     row = np.arange(ROWS)[:, None]
     low, high = _samples(share)
     lost = low + below(draw(0), high - low + 1, xp)
-    edges = xp.asarray(EDGES)[xp.argsort(draw(1, np.arange(ROWS * COLUMNS)))]
+    edges = xp.asarray(EDGES)[xp.argsort(draw(1, np.arange(ROWS * COLUMNS)), stable=True)]
     plan = _Plan(
         size=(height, width),
         seed=draw(2),
@@ -109,19 +115,20 @@ def _density(seed: Array, lost: Array, xp: Any) -> Array:
     """[GRID, GRID] in 1/UNIT: about normal, tiles differing less the more points are lost."""
     tiles, knots = TILES * TILES, KNOTS[0] * KNOTS[1]
     spread = round(TILE_SPREAD * 256) - (round(TILE_SPREAD_FALL * 256) * lost) // GRID**2
-    tile = xp.asarray(_scores(tiles))[xp.argsort(fold(seed, 0, np.arange(tiles), xp=xp))]
-    bits = fold(seed, 1, np.arange(tiles)[:, None], np.arange(knots), xp=xp)
-    knot = xp.asarray(_scores(knots))[xp.argsort(bits)] * round(KNOT_SPREAD * 256)
-    both = (tile * xp.maximum(spread, 0))[:, None] + knot >> 8
+    tile = _shuffled_scores(fold(seed, 0, np.arange(tiles), xp=xp), xp)
+    knot = _shuffled_scores(fold(seed, 1, np.arange(tiles)[:, None], np.arange(knots), xp=xp), xp)
+    both = (tile * xp.maximum(spread, 0))[:, None] + knot * round(KNOT_SPREAD * 256) >> 8
     both = both.reshape(TILES, TILES, *KNOTS).swapaxes(1, 2)
     both = both.reshape(TILES * KNOTS[0], TILES * KNOTS[1])
     return _stretch(_stretch(both).T).T >> 12
 
 
-def _scores(n: int) -> np.ndarray:
-    """int32 [n], in 1/UNIT: n evenly spaced quantiles of the normal distribution."""
-    at = ((np.arange(n) + 0.5) / n * 65536).astype(int)
-    return np.rint(UNIT * normal_quantiles()[at]).astype(np.int32)
+def _shuffled_scores(bits: Array, xp: Any) -> Array:
+    """int32 like bits [..., n], in 1/UNIT: n evenly spaced normal quantiles, in random order."""
+    n = bits.shape[-1]
+    quantiles = normal_quantiles()[((np.arange(n) + 0.5) / n * 65536).astype(int)]
+    scores = np.rint(UNIT * quantiles).astype(np.int32)
+    return xp.asarray(scores)[xp.argsort(bits, stable=True)]
 
 
 def _stretch(x: Array) -> Array:
@@ -167,16 +174,83 @@ def _grid_line(block: Array, edge: Array, length: int, xp: Any) -> Array:
     return xp.minimum(block * edge + edge // 2, length - 1) * GRID // length
 
 
+def draw_mask(
+    seed: int,
+    size: tuple[int, ...],
+    config: MaskConfig,
+    masks: Sequence[np.ndarray] = (),
+    window: Window | None = None,
+) -> np.ndarray:
+    """The mask of one image, as `config` says: the same one whenever the seed is the same.
+
+    Args:
+      seed: below 2**32; for a test image `hashing.id_seed` of the run's seed and the image's id.
+      size: height and width of the whole image, pixels.
+      masks: what `load_masks(config)` gave.
+      window: as of `lost_pixels`.
+
+    Returns:
+      bool [height, width] of the window.
+    """
+    height, width = size
+    if config.source == "none":
+        return np.zeros(window[2:] if window else (height, width), bool)
+    if config.source == "procedural":
+        return lost_pixels(seed, height, width, config.share, window)
+    which = int(fold(seed, _STREAM)) % len(masks)
+    return resize_mask(masks[which], height, width, window)
+
+
+def lose_pixels(
+    image: np.ndarray,
+    seed: int,
+    size: tuple[int, int],
+    window: Window,
+    config: MaskConfig,
+    masks: Sequence[np.ndarray] = (),
+) -> np.ndarray:
+    """A crop [h, w, c], the `window` of an image of `size` (height, width), after its losses."""
+    return apply_mask(image, draw_mask(seed, size, config, masks, window))
+
+
 def apply_mask(image: Array, lost: Array, xp: Any = np) -> Array:
     """The image [h, w, c] with zeros in all channels where `lost` [h, w]."""
     return xp.where(lost[..., None], xp.zeros((), image.dtype), image)
 
 
-def resize_mask(lost: np.ndarray, height: int, width: int, window: Window | None = None):
+def load_masks(config: MaskConfig) -> tuple[np.ndarray, ...]:
+    """The masks that `draw_mask` needs: those of the folder in `config`, if it names one."""
+    return () if config.source in ("none", "procedural") else read_masks(Path(config.source))
+
+
+def read_masks(folder: Path) -> tuple[np.ndarray, ...]:
+    """The mask images of a folder, sorted by name, one byte per pixel: lost where white (> 127).
+
+    Raises:
+      ImageError: the folder is missing or without images, or an image cannot be read.
+      DataError: it is a file, or a mask loses every pixel.
+    """
+    if folder.is_file():
+        raise DataError(f"{folder}: expected a folder of mask images, got a file; name its folder")
+    return tuple(_read_mask(path) for path, _ in find_photos([folder]))
+
+
+def _read_mask(path: Path) -> np.ndarray:
+    rgb = read_photo(path).rgb
+    lost = np.all(rgb > np.iinfo(rgb.dtype).max // 2, axis=-1)
+    if np.all(lost):
+        raise DataError(
+            f"{path}: expected a mask, white where pixels are lost, got one that loses every "
+            "pixel; remove it, or invert it"
+        )
+    return lost
+
+
+def resize_mask(
+    lost: np.ndarray, height: int, width: int, window: Window | None = None
+) -> np.ndarray:
     """`lost` as the mask of an image [height, width], nearest at half-pixel centres; its window."""
     top, left, h, w = window or (0, 0, height, width)
-    rows, columns = (
-        (2 * (start + np.arange(n)) + 1) * old // (2 * new)
-        for start, n, old, new in zip((top, left), (h, w), lost.shape, (height, width), strict=True)
-    )
+    rows = (2 * (top + np.arange(h)) + 1) * lost.shape[0] // (2 * height)
+    columns = (2 * (left + np.arange(w)) + 1) * lost.shape[1] // (2 * width)
     return lost[rows[:, None], columns]
