@@ -44,12 +44,13 @@ def lost_pixels(
 ) -> Array:
     """A procedural mask: axis-aligned blocks, of another size in each region of the image.
 
-    A block is lost where density plus noise exceeds what loses the drawn share of the image.
+    A block is lost where a smooth random density plus the block's own noise exceeds a threshold,
+    which is the one that loses the drawn share of the whole image.
 
     Args:
       seed: below 2**32; may be traced.
       height, width: of the whole image, pixels.
-      share: range of the lost share of the whole image; kept to about half a per cent.
+      share: range of the lost share of the whole image; the error's deviation is 0.005.
       window: the part to compute, inside the image; None is all of it.
 
     Returns:
@@ -98,7 +99,7 @@ def _plan(seed: Array, height: int, width: int, share: tuple[float, float], xp: 
 
 
 def _samples(share: tuple[float, float]) -> tuple[int, int]:
-    """The range of the lost points of the grid; by 1 % inside `share`, which a sample misses."""
+    """The range of lost points of the grid: 1 % inside `share`, as the grid is only a sample."""
     inset = min(0.01, (share[1] - share[0]) / 2)
     low, high = (round(GRID * GRID * s) for s in (share[0] + inset, share[1] - inset))
     return low, high
