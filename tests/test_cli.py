@@ -15,7 +15,7 @@ from zmar_jax import cli, torch_port
 from zmar_jax.config import PRESETS, ModelConfig
 from zmar_jax.images import read_photo
 
-COMMANDS = ("convert", "info", "restore", "prepare", "benchmark")
+COMMANDS = ("restore", "convert", "info", "mask", "prepare", "train", "benchmark")
 
 
 @pytest.fixture(scope="module")

@@ -6,13 +6,14 @@ import tyro
 
 from zmar_jax.cli.benchmark import benchmark
 from zmar_jax.cli.console import UsageError, err
+from zmar_jax.cli.mask import mask
 from zmar_jax.cli.prepare import prepare
 from zmar_jax.cli.restore import restore
 from zmar_jax.cli.train import train
 from zmar_jax.cli.weights import convert, info
 
 app = tyro.extras.SubcommandApp()
-for command in (restore, convert, info, prepare, train):
+for command in (restore, convert, info, mask, prepare, train):
     app.command(command)
 app.command(benchmark, name="benchmark", help="Time the project's programs on this machine.")
 

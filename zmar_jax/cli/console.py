@@ -48,4 +48,4 @@ def make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise UsageError(f"{folder}: cannot be made ({e.strerror}); choose another --out") from e
+        raise UsageError(f"{folder}: cannot be made ({e.strerror}); choose another folder") from e
