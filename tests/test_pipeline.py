@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from zmar_jax.config import DarkenConfig, DataConfig, MaskConfig
-from zmar_jax.data import DataError, degrade
+from zmar_jax.data import DataError
 from zmar_jax.data.cache import open_cache
 from zmar_jax.data.pictures import Pictures, hash_share, photos
 from zmar_jax.data.pipeline import Batch, Loader, make_loader
@@ -165,14 +165,6 @@ def test_lost_pixels_are_zero_and_nothing_else_changes(config: DataConfig) -> No
         lost = (masked["low"] != clean["low"]).any(-1)
         assert lost.any()
         assert (masked["low"][lost] == 0).all()
-
-
-def test_a_crop_loses_what_the_whole_picture_would(config: DataConfig, folder: Path) -> None:
-    """The mask of a crop is the window of one mask of the whole picture."""
-    lost = degrade.open_masks(config.masks)
-    whole = degrade.lost_window(7, (40, 64), (0, 0, 40, 64), lost)
-    part = degrade.lost_window(7, (40, 64), (8, 16, 24, 40), lost)
-    np.testing.assert_array_equal(part, whole[8:32, 16:56])
 
 
 def test_a_mask_folder(config: DataConfig, tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from zmar_jax.config import DataConfig
-from zmar_jax.data import degrade
 from zmar_jax.data.cache import open_cache
+from zmar_jax.data.degrade import darken
+from zmar_jax.data.masks import draw_mask, load_masks
 from zmar_jax.data.pictures import pictures
 from zmar_jax.data.pipeline import Examples, make_loader
 
@@ -62,14 +63,13 @@ def benchmark_data(config: DataConfig, seconds: float) -> DataBenchmark:
         crops_per_second=batches * config.batch_size / elapsed,
         decode_ms=1000 * decode,
         cache_bytes=os.path.getsize(Path(cache.folder) / "pixels.bin"),
-        shares=_shares(Examples(config, cache)),
+        shares=_shares(Examples(config, cache, load_masks(config.masks))),
     )
 
 
 def _shares(examples: Examples, count: int = 100) -> dict[str, float]:
     config, cache = examples.config, examples.cache
     window = (0, 0, config.crop, config.crop)
-    masks = examples.masks
 
     def read(i: int) -> list[np.ndarray]:
         views = (cache.picture(i % len(cache), role) for role in cache.roles)
@@ -78,10 +78,12 @@ def _shares(examples: Examples, count: int = 100) -> dict[str, float]:
     crop = read(0)[0]
     parts: dict[str, Callable[[int], Any]] = {
         "reading pixels": read,
-        "masks": lambda i: degrade.lost_window(i, cache.sizes[i % len(cache)], window, masks),
+        "masks": lambda i: draw_mask(
+            i, cache.sizes[i % len(cache)], config.masks, examples.masks, window
+        ),
     }
     if cache.roles == ("gt",):
-        parts["darkening"] = lambda i: degrade.darken(crop, i, config.darken)
+        parts["darkening"] = lambda i: darken(crop, i, config.darken)
     whole = _seconds(lambda i: examples.crop(i % len(cache), np.random.default_rng(i)), count)
     return {name: _seconds(part, count) / whole for name, part in parts.items()}
 

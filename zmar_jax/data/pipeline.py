@@ -16,9 +16,11 @@ import numpy as np
 from absl import flags
 
 from zmar_jax.config import DataConfig
-from zmar_jax.data import degrade
 from zmar_jax.data.cache import PixelCache, Progress, open_cache
+from zmar_jax.data.degrade import darken
 from zmar_jax.data.errors import DataError
+from zmar_jax.data.hashing import id_seed
+from zmar_jax.data.masks import load_masks, lose_pixels
 from zmar_jax.data.pictures import Split, pictures
 
 Batch = dict[str, np.ndarray]
@@ -52,7 +54,7 @@ def make_loader(
     cache = open_cache(pictures(config, split), config.data_dir, smallest, progress)
     rows = config.batch_size // process_count
     mine = slice(process_index * rows, (process_index + 1) * rows)
-    examples = Examples(config, cache)
+    examples = Examples(config, cache, load_masks(config.masks))
     if split == "train":
         return Loader(TrainBatches(examples, mine), config.workers)
     return Loader(EvalBatches(examples, mine), config.workers)
@@ -99,10 +101,8 @@ class Examples:
 
     config: DataConfig
     cache: PixelCache
-
-    @functools.cached_property
-    def masks(self) -> Any:
-        return degrade.open_masks(self.config.masks)
+    masks: tuple[np.ndarray, ...]
+    """Of a folder, if the configuration names one."""
 
     def crop(self, i: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A random crop of picture i and its ground truth (SPEC section 7)."""
@@ -116,7 +116,7 @@ class Examples:
 
     def whole(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Picture i and its ground truth; always the same, by its id and the seed."""
-        seed = degrade.id_seed(self.config.seed, self.cache.ids[i])
+        seed = id_seed(self.config.seed, self.cache.ids[i])
         return self._window(i, seed, (0, 0, *self.cache.sizes[i]))
 
     def _window(
@@ -128,9 +128,9 @@ class Examples:
             for role in (self.cache.roles[0], "gt")
         )
         if self.cache.roles == ("gt",):
-            low = degrade.darken(low, seed, self.config.darken)
-        lost = degrade.lost_window(seed, self.cache.sizes[i], window, self.masks)
-        return degrade.apply_mask(low, lost), np.asarray(gt)
+            low = darken(low, seed, self.config.darken)
+        size, masks = self.cache.sizes[i], self.config.masks
+        return lose_pixels(low, seed, size, window, masks, self.masks), np.asarray(gt)
 
 
 class TrainBatches:
