@@ -190,9 +190,10 @@ class RunLog:
 
     def _show(self, step: int, values: Mapping[str, float], costs: Mapping[str, float]) -> None:
         data, compute = costs["data_seconds"], costs["compute_seconds"]
+        speed = costs["images_per_second"]
         left = timedelta(seconds=round((data + compute) * (self.steps - step)))
         self.message(
-            f"step {step}/{self.steps}  {_line(values)}  {costs['images_per_second']:.3g} images/s  "
+            f"step {step}/{self.steps}  {_line(values)}  {speed:.3g} images/s  "
             f"data {_duration(data)}  compute {_duration(compute)}  "
             f"memory {costs['memory_bytes'] / 2**30:.2f} GiB  left {left}"
         )
