@@ -22,6 +22,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from zmar_jax.checkpoint import CheckpointError
+from zmar_jax.cli import main
 from zmar_jax.config import PRESETS, Config, TrainConfig, load_config, override
 from zmar_jax.run import folder
 from zmar_jax.run.checkpoints import HARMLESS, RunCheckpoints
@@ -245,7 +246,7 @@ def test_a_damaged_newest_falls_back(healthy: Path, tmp_path: Path, kind: str) -
     assert len(warnings) == 1
 
 
-@pytest.mark.parametrize("kind", ["a byte of the weights", "no digests"])
+@pytest.mark.parametrize("kind", ["cut short", "no digests", "metrics that are no JSON"])
 def test_when_all_are_damaged_nothing_is_touched(healthy: Path, tmp_path: Path, kind: str) -> None:
     workdir = shutil.copytree(healthy, tmp_path / "run")
     for step in "12":
@@ -268,6 +269,24 @@ def test_a_damaged_best_falls_back_to_the_newest(tmp_path: Path) -> None:
     assert "checkpoints/1: damaged (state/" in warning
     assert warning.endswith("step 3 is used")
     assert names(tmp_path / "checkpoints") == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("left", ["metrics", folder.DIGESTS, "state", ""])
+def test_half_deleted_is_no_damage(tmp_path: Path, left: str) -> None:
+    """What a process leaves that is killed while it deletes an old checkpoint."""
+    save_all(tmp_path, {1: 30.0, 2: 20.0, 3: 20.0, 4: None})
+    (first := tmp_path / "checkpoints" / "2").mkdir()
+    if left:
+        source = tmp_path / "checkpoints" / "3" / left
+        (shutil.copytree if source.is_dir() else shutil.copy)(source, first / left)
+    with run(tmp_path) as (checkpoints, warnings):
+        restored = checkpoints.restore_latest(abstract())
+        checkpoints.save(5, state_at(5), DATA)
+    assert restored is not None
+    assert restored[0] == 4
+    assert warnings == []
+    assert names(tmp_path) == ["checkpoints", "config.yaml"]
+    assert names(tmp_path / "checkpoints") == ["1", "4", "5"]
 
 
 def test_earlier_damage_keeps_its_place(healthy: Path, tmp_path: Path) -> None:
@@ -348,6 +367,7 @@ import shutil, sys
 from pathlib import Path
 import test_run_checkpoints as tests
 from zmar_jax.checkpoint import CheckpointError
+from zmar_jax.cli import main
 
 disk = Path(sys.argv[1])
 with tests.run(disk / "run") as (checkpoints, warnings):
@@ -443,27 +463,25 @@ def test_a_workdir_that_cannot_be(tmp_path: Path) -> None:
 # For whatever is not training.
 
 
-def trained(ema: bool) -> dict[str, Any]:
-    params = golden.params("tiny", 0)
-    average = jax.tree.map(lambda x: x + 1, params) if ema else None
-    return {"params": params, "ema": average, "step": jnp.int32(1)}
-
-
-@pytest.mark.parametrize("ema", [False, True])
-def test_weights_of_a_run(tmp_path: Path, ema: bool) -> None:
-    state = trained(ema)
-    with run(tmp_path) as (checkpoints, _):
-        checkpoints.save(3, state, DATA, {"psnr": 20.0})
-        checkpoints.save(5, {**state, "params": golden.params("tiny", 1), "ema": None}, DATA)
-    best = load_weights(tmp_path)
+def test_weights_of_a_run(tmp_path: Path) -> None:
+    params, newer = golden.params("tiny", 0), golden.params("tiny", 1)
+    average = jax.tree.map(lambda x: x + 1, params)
+    with run(tmp_path / "run") as (checkpoints, _):
+        checkpoints.save(
+            3, {"params": params, "ema": average, "step": jnp.int32(3)}, DATA, {"psnr": 20}
+        )
+        checkpoints.save(5, {"params": newer, "ema": None, "step": jnp.int32(5)}, DATA)
+    best = load_weights(tmp_path / "run")
     assert best.config == CONFIG.model
-    assert best.source == ("moving average of step 3" if ema else "weights of step 3")
-    assert bits(best.params) == bits(state["ema" if ema else "params"])
-    newest = load_weights(tmp_path / "checkpoints" / "5")
+    assert best.source == "moving average of step 3"
+    assert bits(best.params) == bits(average)
+    newest = load_weights(tmp_path / "run" / "checkpoints" / "5")
     assert newest.source == "weights of step 5"
-    assert bits(newest.params) == bits(golden.params("tiny", 1))
-    DAMAGE["cut short"](tmp_path / "checkpoints" / "3")
-    passed = load_weights(tmp_path)
+    assert bits(newest.params) == bits(newer)
+    assert main(["convert", str(tmp_path / "run"), str(tmp_path / "out.safetensors")]) == 0
+    assert load_weights(tmp_path / "out.safetensors").checksum == best.checksum
+    DAMAGE["cut short"](tmp_path / "run" / "checkpoints" / "3")
+    passed = load_weights(tmp_path / "run")
     assert passed.source.startswith("weights of step 5; step 3 is damaged (state/")
     assert passed.checksum == newest.checksum
 

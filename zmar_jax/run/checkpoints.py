@@ -70,9 +70,8 @@ class RunCheckpoints:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 folder.write_whole(known, yaml.safe_dump(to_dict(config), sort_keys=False))
         barrier("folder")
-        # Orbax reads all metrics, and cannot go on where one is damaged.
         found = folder.steps(self.folder)
-        damaged = {step: problem for step in found if (problem := self._damage(step, "metrics"))}
+        damaged = {step: p for step in found if (p := self._damage(step, folder.metrics_damage))}
         if damaged and len(damaged) == len(found):
             raise self._all_damaged(damaged)
         self._set_aside(damaged)
@@ -263,8 +262,8 @@ class RunCheckpoints:
             raise self._all_damaged(damaged)
         return None, damaged
 
-    def _damage(self, step: int, item: str = "") -> str:
-        return from_primary(lambda: folder.damage(self.folder / str(step), item))
+    def _damage(self, step: int, check: Callable[[Path], str] = folder.damage) -> str:
+        return from_primary(lambda: check(self.folder / str(step)))
 
     def _all_damaged(self, damaged: Mapping[int, str]) -> CheckpointError:
         problems = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
