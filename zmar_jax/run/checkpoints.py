@@ -1,6 +1,7 @@
 """The checkpoints of a training run: saved in the background, whole, checked, the best kept."""
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -17,6 +18,7 @@ from zmar_jax.checkpoint import CheckpointError, brief
 from zmar_jax.config import Config, from_dict, load_config, to_dict
 from zmar_jax.run import folder
 from zmar_jax.run.processes import barrier, from_primary, gather, primary
+from zmar_jax.run.weights import misfits
 
 State = TypeVar("State")
 
@@ -56,6 +58,7 @@ class RunCheckpoints:
         self._config = config
         self._warn = warn if primary() else lambda _: None
         self._saving: int | None = None
+        self._bytes = 0
         # Orbax logs whole tracebacks of the errors that are raised here as one line.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         known = self.workdir / "config.yaml"
@@ -67,13 +70,12 @@ class RunCheckpoints:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 folder.write_whole(known, yaml.safe_dump(to_dict(config), sort_keys=False))
         barrier("folder")
-        # Orbax reads all metrics, and cannot go on where one is damaged.
         found = folder.steps(self.folder)
-        damaged = {step: problem for step in found if (problem := self._damage(step, "metrics"))}
+        damaged = {step: p for step in found if (p := self._damage(step, folder.metrics_damage))}
         if damaged and len(damaged) == len(found):
             raise self._all_damaged(damaged)
         self._set_aside(damaged)
-        self._manager = ocp.CheckpointManager(self.folder, options=self._options())
+        self._manager = self._open()
 
     @property
     def latest_good(self) -> Path | None:
@@ -87,7 +89,7 @@ class RunCheckpoints:
         """Begins to save; `state` may be changed or donated afterwards.
 
         A step that is saved already is left as it is. Where the last save failed there is a
-        warning, and this one is waited for.
+        warning, and this one is waited for (with several processes that is an error).
 
         Args:
           state: pytree of arrays, sharded or not.
@@ -101,6 +103,8 @@ class RunCheckpoints:
         try:
             self.wait()
         except CheckpointError as e:
+            if jax.process_count() > 1:
+                raise
             failed = True
             self._warn(str(e))
         if step in self._manager.all_steps():
@@ -114,6 +118,7 @@ class RunCheckpoints:
         known = math.isfinite(scores.get(folder.BEST, math.nan))
         self._saving = step
         with self._writing(self.folder / str(step)):
+            self._check_room(state)
             self._manager.save(step, args=items, metrics=scores if known else None, force=True)
         if failed:
             self.wait()
@@ -172,7 +177,7 @@ class RunCheckpoints:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _options(self) -> ocp.CheckpointManagerOptions:
+    def _open(self) -> ocp.CheckpointManager:
         def psnr(metrics: Any) -> float:
             return metrics[folder.BEST]
 
@@ -183,12 +188,20 @@ class RunCheckpoints:
         finished = ocp.AsyncOptions(
             post_finalization_callback=lambda: folder.write_digests(self._temporary())
         )
-        return ocp.CheckpointManagerOptions(
+        options = ocp.CheckpointManagerOptions(
             best_fn=psnr,
             preservation_policy=policies.AnyPreservationPolicy([newest, best]),
             cleanup_tmp_directories=True,
             async_options=finished,
         )
+        return ocp.CheckpointManager(self.folder, options=options)
+
+    def _check_room(self, state: Any) -> None:
+        """Better than to find out: the threads of TensorStore complain after an error."""
+        self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = from_primary(lambda: str(shutil.disk_usage(self.folder).free))
+        if int(free) < self._bytes:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
     def _temporary(self) -> Path:
         return self.folder / f"{self._saving}{ocp.utils.TMP_DIR_SUFFIX}"
@@ -200,16 +213,28 @@ class RunCheckpoints:
             yield
         except Exception as e:  # Orbax and TensorStore raise errors of many types
             if self._saving is not None:
-                if primary():
-                    shutil.rmtree(self._temporary(), ignore_errors=True)
-                self._manager.reload()
+                self._clean_up()
             good = f"{self.latest_good} is untouched; " if self.latest_good else ""
-            full = "No space left" in str(e)
-            problem = "the disk is full" if full else brief(e)
+            problem, remedy = brief(e), "mend that"
+            if "No space left" in str(e):
+                problem, remedy = "the disk is full", "free space"
+                if self._bytes:
+                    remedy = f"free {self._bytes / 1e6:.3g} MB"
             raise CheckpointError(
                 f"{path}: cannot be written: {problem}; {good}"
-                f"{'free space' if full else 'mend that'} and start again with the same --workdir"
+                f"{remedy} and start again with the same --workdir"
             ) from e
+
+    def _clean_up(self) -> None:
+        """After a save that failed."""
+        alone = jax.process_count() == 1
+        if alone:
+            with contextlib.suppress(Exception):  # of the threads that failed with the first
+                self._manager.close()
+        if primary():
+            shutil.rmtree(self._temporary(), ignore_errors=True)
+        if alone:
+            self._manager = self._open()
 
     def _check_config(self, before: Config) -> None:
         old, new = _flat(to_dict(before)), _flat(to_dict(self._config))
@@ -237,8 +262,8 @@ class RunCheckpoints:
             raise self._all_damaged(damaged)
         return None, damaged
 
-    def _damage(self, step: int, item: str = "") -> str:
-        return from_primary(lambda: folder.damage(self.folder / str(step), item))
+    def _damage(self, step: int, check: Callable[[Path], str] = folder.damage) -> str:
+        return from_primary(lambda: check(self.folder / str(step)))
 
     def _all_damaged(self, damaged: Mapping[int, str]) -> CheckpointError:
         problems = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
@@ -267,6 +292,8 @@ class RunCheckpoints:
             config=ocp.args.JsonRestore(),
         )
         try:
+            if others := misfits(path, wanted):
+                raise ValueError(f"other arrays: {others}")
             read = self._manager.restore(step, args=args)
         except Exception as e:
             raise CheckpointError(

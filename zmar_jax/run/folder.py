@@ -61,6 +61,16 @@ def damage(path: Path, item: str = "") -> str:
     return ""
 
 
+def metrics_damage(path: Path) -> str:
+    """As `damage`, of the metrics alone, which Orbax reads of all checkpoints and must understand.
+
+    Missing files are none: what remains of a checkpoint when a process is killed while it deletes
+    it, and Orbax deletes it with the next save.
+    """
+    there = (path / DIGESTS).exists() and (path / "metrics" / "metrics").exists()
+    return damage(path, "metrics") if there else ""
+
+
 def write_digests(path: Path) -> None:
     """Writes down what the files of a checkpoint hold, for `damage`."""
     files = [file for file in path.rglob("*") if file.is_file() and file.name not in _UNCHECKED]

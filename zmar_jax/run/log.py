@@ -12,6 +12,8 @@ import contextlib
 import json
 import math
 import os
+import socket
+import struct
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import timedelta
@@ -28,8 +30,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
-from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto import event_pb2, summary_pb2
+from tensorboardX.record_writer import masked_crc32c
 from tensorboardX.summary import image as image_summary
 
 from zmar_jax.checkpoint import CheckpointError
@@ -80,21 +82,18 @@ class RunLog:
         self._spent: collections.defaultdict[str, float] = collections.defaultdict(float)
         self._since, self._logged = time.perf_counter(), start
         self._bar: Progress | None = None
-        self._events: EventsWriter | None = None
+        self._events = self.workdir / "tensorboard" / _event_file()
         if primary():
             self._open(start)
 
     def _open(self, start: int) -> None:
-        folder = self.workdir / "tensorboard"
+        # what TensorBoard has seen of later steps is no longer true
+        restart = _EVENT.SessionLog(status=_EVENT.SessionLog.START)
         with _writing(self.workdir):
-            folder.mkdir(parents=True, exist_ok=True)
+            self._events.parent.mkdir(parents=True, exist_ok=True)
             _cut(self.workdir / "metrics.jsonl", start)
-            # tensorboardX's SummaryWriter hangs once its thread has met a full disk.
-            self._events = EventsWriter(str(folder / "events"), f".{os.getpid()}")
-            # what TensorBoard has seen of later steps is no longer true
-            restart = _EVENT.SessionLog(status=_EVENT.SessionLog.START)
-            self._event(start + 1, session_log=restart)
-            self._events.flush()
+        self._event(start + 1, file_version="brain.Event:2")
+        self._event(start + 1, session_log=restart)
         if self.console.is_terminal:
             columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn())
             # a step may take many seconds
@@ -160,10 +159,8 @@ class RunLog:
         self._append({"step": step, **{f"val_{name}": value for name, value in values.items()}})
         if panels is not None:
             write_photo(self.workdir / "panels" / f"{step:06d}.png", Photo(panels))
-        with _writing(self.workdir / "tensorboard"):
-            if panels is not None:
-                picture = image_summary("low | restored | gt", panels, dataformats="HWC")
-                self._event(step, summary=picture)
+            picture = image_summary("low | restored | gt", panels, dataformats="HWC")
+            self._event(step, summary=picture)
         self._record(step, values, "validation")
         self.message(f"step {step}  validation  {_line(values)}")
 
@@ -173,41 +170,37 @@ class RunLog:
             self.console.print(text)
 
     def close(self) -> None:
-        """Ends the bar and closes the files."""
+        """Ends the bar."""
         if self._bar:
             self._bar.stop()
-        if self._events:
-            with _writing(self.workdir / "tensorboard"):
-                self._events.close()
 
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        # where writing failed closing does, too, and the first error is the one to be told
-        with contextlib.nullcontext() if kind is None else contextlib.suppress(CheckpointError):
-            self.close()
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def _show(self, step: int, values: Mapping[str, float], costs: Mapping[str, float]) -> None:
         data, compute = costs["data_seconds"], costs["compute_seconds"]
+        speed = costs["images_per_second"]
         left = timedelta(seconds=round((data + compute) * (self.steps - step)))
         self.message(
-            f"step {step}/{self.steps}  {_line(values)}  "
-            f"{costs['images_per_second']:.3g} images/s  "
+            f"step {step}/{self.steps}  {_line(values)}  {speed:.3g} images/s  "
             f"data {_duration(data)}  compute {_duration(compute)}  "
             f"memory {costs['memory_bytes'] / 2**30:.2f} GiB  left {left}"
         )
 
     def _record(self, step: int, values: Mapping[str, float], group: str) -> None:
-        with _writing(self.workdir / "tensorboard"):
-            points = [{"tag": f"{group}/{name}", "simple_value": v} for name, v in values.items()]
-            self._event(step, summary=_SUMMARY.Summary(value=points))
-            if self._events:
-                self._events.flush()
+        points = [{"tag": f"{group}/{name}", "simple_value": v} for name, v in values.items()]
+        self._event(step, summary=_SUMMARY.Summary(value=points))
 
     def _event(self, step: int, **content: Any) -> None:
-        if self._events:
-            self._events.write_event(_EVENT.Event(step=step, wall_time=time.time(), **content))
+        # tensorboardX's SummaryWriter would hang once its thread has met a full disk
+        data = _EVENT.Event(step=step, wall_time=time.time(), **content).SerializeToString()
+        length = struct.pack("<Q", len(data))
+        parts = (length, _checksum(length), data, _checksum(data))
+        with _writing(self._events), self._events.open("ab") as file:
+            file.write(b"".join(parts))
 
     def _append(self, record: Mapping[str, Any]) -> None:
         # JSON has no NaN
@@ -215,6 +208,14 @@ class RunLog:
         path = self.workdir / "metrics.jsonl"
         with _writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(plain) + "\n")
+
+
+def _event_file() -> str:
+    return f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{os.getpid()}"
+
+
+def _checksum(data: bytes) -> bytes:
+    return struct.pack("<I", masked_crc32c(data))
 
 
 def panel(*columns: Sequence[np.ndarray]) -> np.ndarray:

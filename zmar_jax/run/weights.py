@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from zmar_jax.checkpoint import CheckpointError, brief, on_device
@@ -42,22 +44,56 @@ def load_run(path: str | Path) -> tuple[Any, ModelConfig, str]:
     )
 
 
+def misfits(path: Path, wanted: Any, part: str | None = None) -> str:
+    """The arrays that a checkpoint lacks, has more, or holds of other shape or type; by name.
+
+    To be asked before TensorStore is, whose threads complain after an error.
+
+    Args:
+      wanted: all arrays of the state, or of one part of it, or `jax.ShapeDtypeStruct`s.
+    """
+    with _checkpointer() as checkpointer:
+        tree = checkpointer.metadata(path).item_metadata["state"].tree
+    saved, new = _kinds(tree[part] if part else tree), _kinds(wanted)
+    names = sorted(name for name in {*saved, *new} if saved.get(name) != new.get(name))
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _checkpointer() -> ocp.Checkpointer:
+    return ocp.Checkpointer(
+        ocp.CompositeCheckpointHandler(
+            state=ocp.PyTreeCheckpointHandler(), config=ocp.JsonCheckpointHandler()
+        )
+    )
+
+
+def _kinds(tree: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    def kind(leaf: Any) -> tuple[tuple[int, ...], str]:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.eval_shape(jax.random.key_data, leaf)
+        return tuple(leaf.shape), str(leaf.dtype)
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): kind(leaf) for p, leaf in leaves}
+
+
 def _read(path: Path) -> tuple[Any, ModelConfig, str]:
-    handlers = ocp.CompositeCheckpointHandler(state=ocp.PyTreeCheckpointHandler())
     try:
-        with ocp.Checkpointer(handlers) as checkpointer:
+        with _checkpointer() as checkpointer:
             read = checkpointer.restore(path, ocp.args.Composite(config=ocp.args.JsonRestore()))
             config = from_dict(Config, read["config"], f"{path}/config").model
             tree = checkpointer.metadata(path).item_metadata["state"].tree
             key = "params" if tree.get("ema") is None else "ema"
             item = {key: on_device(param_shapes(config))}
+            if others := misfits(path, item[key], key):
+                raise CheckpointError(f"{path}: its weights are not those of its config: {others}")
             args = ocp.args.PyTreeRestore(
                 item=item,
                 restore_args=ocp.checkpoint_utils.construct_restore_args(item),
                 partial_restore=True,
             )
             read = checkpointer.restore(path, ocp.args.Composite(state=args))
-    except ConfigError as e:
+    except (CheckpointError, ConfigError) as e:
         raise CheckpointError(str(e)) from e
     except Exception as e:
         raise CheckpointError(
