@@ -24,7 +24,9 @@ from zmar_jax.run.stop import stop_signal
 
 
 def console(terminal: bool = False) -> Console:
-    return Console(file=io.StringIO(), force_terminal=terminal, width=300, soft_wrap=True)
+    return Console(
+        file=io.StringIO(), force_terminal=terminal, width=300, soft_wrap=True, highlight=False
+    )
 
 
 def text(log: RunLog) -> str:

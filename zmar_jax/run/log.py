@@ -159,7 +159,7 @@ class RunLog:
         self._append({"step": step, **{f"val_{name}": value for name, value in values.items()}})
         if panels is not None:
             write_photo(self.workdir / "panels" / f"{step:06d}.png", Photo(panels))
-            picture = image_summary("low | restored | gt", panels, dataformats="HWC")
+            picture = image_summary("validation/panels", panels, dataformats="HWC")
             self._event(step, summary=picture)
         self._record(step, values, "validation")
         self.message(f"step {step}  validation  {_line(values)}")
