@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import json
 import logging
 import math
 import shutil
@@ -17,7 +16,7 @@ import yaml
 from zmar_jax.checkpoint import CheckpointError, brief
 from zmar_jax.config import Config, from_dict, load_config, to_dict
 from zmar_jax.run import folder
-from zmar_jax.run.processes import barrier, from_primary, gather, primary
+from zmar_jax.run.processes import barrier, from_primary, primary
 from zmar_jax.run.weights import misfits
 
 State = TypeVar("State")
@@ -93,7 +92,7 @@ class RunCheckpoints:
 
         Args:
           state: pytree of arrays, sharded or not.
-          data_state: anything that JSON can hold; each process has its own.
+          data_state: anything that JSON can hold, the same in all processes.
           metrics: of the validation at this step, "psnr" among them.
 
         Raises:
@@ -111,7 +110,7 @@ class RunCheckpoints:
             return
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state),
-            data=ocp.args.JsonSave({"processes": gather(json.dumps(data_state))}),
+            data=ocp.args.JsonSave({"state": data_state}),
             config=ocp.args.JsonSave(to_dict(self._config)),
         )
         scores = {name: float(value) for name, value in (metrics or {}).items()}
@@ -300,13 +299,7 @@ class RunCheckpoints:
                 f"{path}: is whole, but does not fit this version of zmar_jax: {brief(e)}"
             ) from e
         self._check_config(from_dict(Config, read["config"], f"{path}/config"))
-        processes = read["data"]["processes"]
-        if len(processes) != jax.process_count():
-            raise CheckpointError(
-                f"{path}: was saved by {len(processes)} processes, got {jax.process_count()}; "
-                "go on with as many"
-            )
-        return step, read["state"], json.loads(processes[jax.process_index()])
+        return step, read["state"], read["data"]["state"]
 
 
 def _flat(tree: Mapping[str, Any], at: str = "") -> dict[str, Any]:
