@@ -311,7 +311,7 @@ def test_overrides_are_values_as_in_yaml() -> None:
         ("train=a", "train=a: train must hold keys and values, got 'a'"),
         ("train.ema=true", "train.ema=true: train.ema must be float, got True"),
         ("train.ema=1.5", "train.ema=1.5: train.ema must be from 0.0 to 0.999999, got 1.5"),
-        ("train.clip_norm=.nan", "train.clip_norm=.nan: train.clip_norm must be from 0.0 to"),
+        ("train.clip_norm=.nan", "train.clip_norm=.nan: train.clip_norm must be from 1e-06 to"),
         ("data.masks.share=[0.4, 0.2]", "data.masks.share must be a range, low to high"),
         ("data.crop=100", "data.crop=100: data.crop must be a multiple of 8, got 100"),
         ("data.concat_histeq=true", "data.concat_histeq is not supported"),

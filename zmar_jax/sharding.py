@@ -24,31 +24,42 @@ def initialize_distributed(
 ) -> None:
     """Joins this process to its run's others; must precede any other use of JAX.
 
-    Without a coordinator JAX looks for one: on TPU pods, in SLURM, Open MPI and Kubernetes jobs
-    (needs the package `kubernetes`). Where it finds none, this process is the run.
+    Without arguments JAX looks for the others: on TPU pods, in SLURM, Open MPI and Kubernetes jobs
+    (needs the package `kubernetes`). Where it finds none, this process is the run; so it is on a
+    CPU that has been computing already.
 
     Args:
       coordinator: host:port of process 0; num_processes, process_id: how many, and which is this.
 
     Raises:
-      ConfigError: an incomplete or impossible combination.
+      ConfigError: an incomplete or impossible combination, or others that cannot be joined.
     """
     given = (coordinator, num_processes, process_id)
-    complete = None not in given
-    if not complete and given != (None, None, None):
-        raise ConfigError(
-            "expected coordinator, num_processes and process_id together, or none of them, got "
-            f"{coordinator}, {num_processes}, {process_id}"
-        )
-    try:
-        jax.distributed.initialize(
-            *given, cluster_detection_method="deactivate" if complete else None
-        )
-    except ValueError as e:
-        if complete or "coordinator_address" not in str(e):
+    if coordinator is None or num_processes is None or process_id is None:
+        if given != (None, None, None):
             raise ConfigError(
-                f"cannot join the run's processes: {e} Check coordinator {coordinator}, "
-                f"num_processes {num_processes}, process_id {process_id}"
+                "expected coordinator, num_processes and process_id together, or none of them, "
+                f"got {coordinator}, {num_processes}, {process_id}"
+            )
+        return _join_detected()
+    if ":" not in coordinator or not 0 <= process_id < num_processes:
+        raise ConfigError(
+            "expected coordinator as host:port and process_id from 0 to num_processes - 1, got "
+            f"{coordinator}, process_id {process_id}, num_processes {num_processes}"
+        )
+    jax.distributed.initialize(*given, cluster_detection_method="deactivate")
+
+
+def _join_detected() -> None:
+    try:
+        jax.distributed.initialize()
+    except (ValueError, RuntimeError) as e:
+        nobody = "coordinator_address should be defined" in str(e)
+        late = "must be called before" in str(e) and jax.default_backend() == "cpu"
+        if not (nobody or late):
+            raise ConfigError(
+                f"cannot join the other processes of this run: {e} To train with this one alone, "
+                "give coordinator localhost:1234, num_processes 1, process_id 0"
             ) from e
 
 
