@@ -18,7 +18,7 @@ def train(
     coordinator: Annotated[str | None, arg(metavar="HOST:PORT")] = None,
     processes: int | None = None,
     process: int | None = None,
-) -> int:
+) -> None:
     """Train a model; started again with the same workdir, it goes on where it was.
 
     The same command trains on one device, on all devices of a host, and on every host of a TPU
@@ -48,7 +48,7 @@ def train(
     steps = _steps(profile) if profile else None
     sharding.initialize_distributed(coordinator, processes, process)
     compilation.enable_cache()
-    return run(run_config, workdir, steps)
+    run(run_config, workdir, steps)
 
 
 def _steps(text: str) -> range:

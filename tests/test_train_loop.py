@@ -1,0 +1,269 @@
+"""Runs: begun, stopped, killed, damaged, resumed; what they write, and what they refuse."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import yaml
+from PIL import Image
+
+from zmar_jax import cli
+from zmar_jax.config import Config, DataConfig, ModelConfig, TrainConfig, to_dict
+from zmar_jax.data.pipeline import Loader
+from zmar_jax.images import read_photo
+from zmar_jax.torch_port import read_state_dict
+from zmar_jax.train import TrainingError, loop, train
+from zmar_jax.weights import load_weights
+
+ROOT = Path(__file__).parents[1]
+STEPS = 6
+MODEL = ModelConfig(
+    dim=2, blocks=(1, 1, 1, 1), refinement_blocks=1, heads=(1, 1, 1, 1), flow_steps=1,
+    flow_additional_steps=1, flow_hidden=4,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        coarse = rng.integers(0, 256, (4, 5, 3), np.uint8)
+        picture = Image.fromarray(coarse).resize((40, 32), Image.Resampling.BICUBIC)
+        picture.save(folder / f"{i}.png")
+    data = DataConfig(
+        folder=str(folder), val_folder=str(folder), data_dir=str(folder / "data"), batch_size=4,
+        crop=16, workers=0,
+    )  # fmt: skip
+    recipe = TrainConfig(
+        steps=STEPS, learning_rate=1e-3, warmup_steps=2, schedule="constant", ema=0.9, log_every=2,
+        validate_every=4, checkpoint_every=1, keep=10,
+    )  # fmt: skip
+    return Config(model=MODEL, data=data, train=recipe)
+
+
+@pytest.fixture(scope="module")
+def whole(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of a run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("runs") / "whole"
+    assert train(config, workdir) == STEPS
+    return workdir
+
+
+def changed(config: Config, **recipe: Any) -> Config:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **recipe))
+
+
+def leaves(workdir: Path, step: int = STEPS) -> dict[str, bytes]:
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        tree = checkpointer.restore((workdir / "checkpoints" / str(step) / "state").absolute())
+    flat, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in flat}
+
+
+def records(workdir: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, steps: int) -> None:
+    """The run is stopped, as by SIGTERM, when it has done so many steps."""
+    monkeypatch.setattr(loop, "stop_signal", lambda: _Stop(steps))
+
+
+class _Stop:
+    def __init__(self, steps: int):
+        self._steps = steps
+
+    def __enter__(self) -> Any:
+        return lambda step: step >= self._steps
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_what_a_run_writes(whole: Path) -> None:
+    found = records(whole)
+    assert [r["step"] for r in found if "loss" in r] == [2, 4, 6]
+    assert [r["step"] for r in found if "val_psnr" in r] == [1, 4, 6]
+    assert all(0 < r["val_psnr"] < 60 and r["val_psnr_input"] > 0 for r in found if "val_psnr" in r)
+    logged = next(r for r in found if "loss" in r)
+    expected = {"loss", "nll", "bits_per_dim", "grad_norm", "learning_rate", "scale_min"}
+    expected |= {"condition_max", "log_det_min", "skipped", "images_per_second", "memory_bytes"}
+    assert expected <= logged.keys()
+    panel = read_photo(whole / "panels" / "000006.png").rgb
+    assert panel.shape == (4 * 32 + 3 * 4, 3 * 40 + 2 * 4, 3)
+    assert list((whole / "tensorboard").iterdir())
+    assert (whole / "config.yaml").exists()
+
+
+def test_training_lowers_the_loss(config: Config, tmp_path: Path) -> None:
+    longer = changed(config, steps=40, log_every=5, validate_every=100, checkpoint_every=100)
+    train(longer, tmp_path)
+    nll = [r["nll"] for r in records(tmp_path) if "nll" in r]
+    assert np.mean(nll[-3:]) < np.mean(nll[:2])
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_stopped_run_goes_on_bit_for_bit(config, whole, tmp_path, monkeypatch, at) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, at)
+        assert train(config, tmp_path) == at
+    assert train(config, tmp_path) == STEPS
+    assert leaves(tmp_path) == leaves(whole)
+    timed = ("seconds", "memory", "per_second")
+    found, expected = (
+        [{k: v for k, v in r.items() if not any(t in k for t in timed)} for r in records(w)]
+        for w in (tmp_path, whole)
+    )
+    assert [r for r in found if "loss" in r] == [r for r in expected if "loss" in r]
+
+
+def test_a_finished_run_says_so_and_changes_nothing(config, whole) -> None:
+    before = leaves(whole)
+    assert train(config, whole) == STEPS
+    assert leaves(whole) == before
+
+
+def test_a_damaged_checkpoint_costs_only_its_steps(config, whole, tmp_path, monkeypatch, capfd):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        train(config, tmp_path)
+    files = (tmp_path / "checkpoints" / "4" / "state").rglob("*")
+    largest = max((f for f in files if f.is_file()), key=lambda f: f.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[:-1])
+    assert train(config, tmp_path) == STEPS
+    assert "damaged" in capfd.readouterr().err
+    assert leaves(tmp_path) == leaves(whole)
+
+
+def test_another_configuration_is_refused(config, whole) -> None:
+    with pytest.raises(ValueError, match=r"train\.learning_rate 0\.001 -> 0\.1"):
+        train(changed(config, learning_rate=0.1), whole)
+
+
+def test_a_poisoned_batch_changes_nothing_but_counters(config, tmp_path, monkeypatch) -> None:
+    poison(monkeypatch, {4})
+    assert train(config, tmp_path) == STEPS
+    before, after = (leaves(tmp_path, step) for step in (4, 5))
+    changed_keys = {key for key in before if before[key] != after[key]}
+    assert {key for key in changed_keys if "params" in key or "opt_state" in key} == set()
+    assert any("step" in key for key in changed_keys)
+    assert leaves(tmp_path, 6) != after
+    assert [r["skipped"] for r in records(tmp_path) if "loss" in r] == [0, 0, 0]
+
+
+def test_a_run_that_is_lost_stops_and_names_its_last_weights(config, tmp_path, monkeypatch):
+    poison(monkeypatch, set(range(3, 100)))
+    lost = changed(config, steps=50, max_bad_steps=3)
+    with pytest.raises(TrainingError, match=r"3 steps in a row.*checkpoints/\d+; look at"):
+        train(lost, tmp_path)
+    weights = load_weights(tmp_path)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights.params))
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
+    """Batches of these steps hold a pixel that is not a number."""
+    load = Loader.__next__
+
+    def load_poisoned(loader: Loader) -> Any:
+        step, batch = loader.get_state()["step"], load(loader)
+        if "valid" in batch:
+            return batch
+        gt = (batch["gt"] / 255).astype(np.float32)
+        gt[0, 0, 0, 0] = np.nan if step in steps else gt[0, 0, 0, 0]
+        return batch | {"gt": gt}
+
+    monkeypatch.setattr(Loader, "__next__", load_poisoned)
+
+
+def test_a_profile(config: Config, tmp_path: Path) -> None:
+    train(changed(config, steps=5), tmp_path, range(2, 4))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+# The command line.
+
+
+@pytest.fixture
+def yaml_file(config: Config, tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(to_dict(config)))
+    return path
+
+
+def test_the_command_trains_and_its_weights_go_back_to_torch(yaml_file, whole, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    arguments = ["train", "--config", str(yaml_file), "--workdir", str(workdir)]
+    assert cli.main([*arguments, "train.keep=9"]) == 0
+    assert leaves(workdir) == leaves(whole)
+    assert cli.main(["convert", str(workdir), str(tmp_path / "out.safetensors")]) == 0
+    assert len(read_state_dict(tmp_path / "out.safetensors")) > 100
+    assert "moving average" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["train.stepz=3"], "train.stepz=3: unknown key train.stepz; nearest: train.steps"),
+        (["--profile", "5"], "--profile must be FIRST:LAST"),
+        (["--coordinator", "localhost:1"], "--coordinator needs --processes and --process"),
+        (["data.folder=nowhere", "data.val_folder=null"], "nowhere"),
+        (["data.batch_size=3"], "data.batch_size must be a multiple of"),
+        (["train.fsdp=3"], "train.fsdp must divide the number of devices"),
+    ],
+)
+def test_bad_input_is_one_clear_line(yaml_file, tmp_path, capsys, extra, message) -> None:
+    arguments = ["train", "--config", str(yaml_file), "--workdir", str(tmp_path / "run"), *extra]
+    assert cli.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.splitlines()[-1].startswith("error: ")
+
+
+def start(yaml_file: Path, workdir: Path, *settings: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "zmar_jax.cli", "train", "--config", str(yaml_file)]
+    environment = os.environ | {"XLA_FLAGS": ""}
+    return subprocess.Popen(
+        [*command, "--workdir", str(workdir), *settings],
+        stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+
+
+def test_sigterm_saves_and_ends_well(yaml_file: Path, tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    long = ("train.steps=100000", "train.checkpoint_every=100000", "train.validate_every=100000")
+    process = start(yaml_file, workdir, *long)
+    deadline = time.monotonic() + 240
+    while not (workdir / "metrics.jsonl").exists() or len(records(workdir)) < 5:
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert "the same command goes on" in error
+    saved = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
+    assert max(saved) >= records(workdir)[-1]["step"] > 1
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_it_ends_bit_for_bit_the_same(yaml_file, tmp_path) -> None:
+    script = [sys.executable, str(ROOT / "scripts" / "kill_and_resume.py"), "--kills", "3"]
+    files = ["--config", str(yaml_file), "--workdir", str(tmp_path / "kills")]
+    settings = ["train.steps=300", "train.checkpoint_every=7", "train.validate_every=100"]
+    done = subprocess.run(
+        [*script, *files, *settings], capture_output=True, text=True, timeout=900,
+        env=os.environ | {"XLA_FLAGS": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bit for bit equal" in done.stdout
+    assert done.stdout.count("kill ") == 3
