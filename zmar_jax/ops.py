@@ -4,6 +4,7 @@ Arrays are NHWC. Kernels are HWIO; a depthwise kernel is [3, 3, 1, C].
 """
 
 import functools
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -153,7 +154,9 @@ def channels(v: Array) -> Array:
 
 def conv1(x: Array, kernel: Array) -> Array:
     """1x1 convolution: [B, H, W, I] with [I, O] -> [B, H, W, O], in the dtype of x."""
-    return jnp.einsum("bhwi,io->bhwo", x, kernel.astype(x.dtype), precision=HIGHEST)
+    # of two axes, as the gradients of a product over four are five times slower on CPU
+    flat = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype), precision=HIGHEST)
+    return flat.reshape(*x.shape[:-1], -1)
 
 
 def conv3(x: Array, kernel: Array) -> Array:
@@ -173,8 +176,12 @@ def _conv3_bwd(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]
     # and holds more memory on TPU (DESIGN, "Gradients need care").
     x, kernel = residuals
     dx = _conv3(dy, kernel[::-1, ::-1].swapaxes(2, 3))
-    dk = [jnp.einsum("bhwi,bhwo->io", tap, dy, precision=HIGHEST) for tap in _taps(pad1(x))]
-    return dx, jnp.stack(dk).reshape(kernel.shape)
+
+    def product(tap: Array, dy: Array) -> Array:
+        tap, dy = (a.reshape(-1, a.shape[-1]) for a in (tap, dy))
+        return jnp.matmul(tap.T, dy, precision=HIGHEST)
+
+    return dx, _tap_gradients(product, pad1(x), dy, kernel.shape)
 
 
 _conv3.defvjp(lambda x, kernel: (_conv3(x, kernel), (x, kernel)), _conv3_bwd)
@@ -194,11 +201,44 @@ def dw3(x: Array, kernel: Array) -> Array:
 def _dw3_bwd(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = residuals
     dx = dw3(jnp.pad(dy, ((0, 0), (2, 2), (2, 2), (0, 0))), kernel[::-1, ::-1])
-    dk = [jnp.sum(tap * dy, (0, 1, 2), dtype=wide(x.dtype)) for tap in _taps(x)]
-    return dx, jnp.stack(dk).reshape(kernel.shape).astype(kernel.dtype)
+
+    def product(tap: Array, dy: Array) -> Array:
+        return jnp.sum(tap * dy, (0, 1, 2), dtype=wide(x.dtype))
+
+    return dx, _tap_gradients(product, x, dy, kernel.shape).astype(kernel.dtype)
 
 
 dw3.defvjp(lambda x, kernel: (dw3(x, kernel), (x, kernel)), _dw3_bwd)
+
+
+def _tap_gradients(
+    product: Callable[[Array, Array], Array], x: Array, dy: Array, shape: tuple[int, ...]
+) -> Array:
+    """product(tap, dy) of the nine taps of padded x, as the kernel's gradient, of this shape.
+
+    On CPU in stripes of rows, which stay in the caches: three to five times faster at 160x160.
+    """
+
+    def whole(x: Array, dy: Array) -> Array:
+        return jnp.stack([product(tap, dy) for tap in _taps(x)]).reshape(shape)
+
+    def striped(x: Array, dy: Array) -> Array:
+        width = max(x.shape[-1], dy.shape[-1])
+        rows = stripe_rows(dy.shape, width, max(_TAP_BYTES, 4 * math.prod(shape)))
+        if rows == dy.shape[1]:
+            return whole(x, dy)
+
+        def add(total: Array, start: Array) -> tuple[Array, None]:
+            stripe = lax.dynamic_slice_in_dim(x, start, rows + 2, axis=1)
+            return total + whole(stripe, lax.dynamic_slice_in_dim(dy, start, rows, axis=1)), None
+
+        zeros = jnp.zeros(shape, jax.eval_shape(whole, x, dy).dtype)
+        return lax.scan(add, zeros, jnp.arange(0, dy.shape[1], rows))[0]
+
+    return lax.platform_dependent(x, dy, cpu=striped, default=whole)
+
+
+_TAP_BYTES = 256 << 10
 
 
 def _taps(x: Array) -> list[Array]:

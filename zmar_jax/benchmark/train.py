@@ -12,7 +12,7 @@ from zmar_jax.config import Config
 from zmar_jax.cost import multiply_adds, peak_memory
 from zmar_jax.state import create_sharded_state
 from zmar_jax.train import train_step
-from zmar_jax.train.step import compile_steps
+from zmar_jax.train import compile_steps
 
 
 @dataclasses.dataclass(frozen=True)
