@@ -33,30 +33,24 @@ def check(first: Any, losses: Any) -> None:
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
 
 
-@functools.cache
-def on_devices(fsdp: int) -> tuple[Any, Any, list[float]]:
-    return training.trained_on(sharding.make_mesh(fsdp), training.config(), STEPS)
-
-
 @pytest.mark.slow
 def test_four_devices() -> None:
-    first, state, losses = on_devices(1)
+    first, state, losses = training.trained_on(sharding.make_mesh(), training.config(), STEPS)
     check(first, losses)
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
     assert len(state.step.devices()) == 4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fsdp", [2, 4])
-def test_parameters_split_over_devices(fsdp: int) -> None:
-    first, state, losses = on_devices(fsdp)
+def test_parameters_split_over_devices() -> None:
+    first, state, losses = training.trained_on(sharding.make_mesh(2), training.config(), STEPS)
     check(first, losses)
     whole = sum(leaf.size for leaf in jax.tree.leaves((state.params, state.opt_state)))
     mine = sum(
         leaf.addressable_shards[0].data.size
         for leaf in jax.tree.leaves((state.params, state.opt_state))
     )
-    assert mine < 1.1 * whole / fsdp
+    assert mine < 1.1 * whole / 2
 
 
 def worker(out: Path, devices: int, *joined: str) -> subprocess.Popen[str]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from zmar_jax import compilation, sharding
 from zmar_jax.config import Config, ModelConfig, TrainConfig
-from zmar_jax.state import TrainState, create_sharded_state, init_params, state_of
+from zmar_jax.state import TrainState, create_sharded_state, create_state, state_of
 from zmar_jax.train import compile_steps, init_step, train_step
 
 MODEL = ModelConfig(
@@ -37,8 +37,12 @@ def batch(step: int, size: int = 8) -> dict[str, np.ndarray]:
 
 
 @functools.cache
+def created() -> TrainState:
+    return compilation.jit(create_state, static_argnums=0)(config(), KEY)
+
+
 def params() -> Any:
-    return compilation.jit(init_params, static_argnums=0)(MODEL, KEY)
+    return created().params
 
 
 @functools.cache
