@@ -4,7 +4,7 @@ Axis `data` splits the batch; axis `fsdp` splits the batch, too, and beside it p
 optimizer, which each step gathers.
 """
 
-import functools
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -121,16 +121,26 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     }
 
 
-def jit(fn: Callable[..., Any], mesh: Mesh, **kwargs: Any) -> Callable[..., Any]:
-    """`compilation.jit` whose calls run with `mesh` in context, where `constrain` finds it."""
-    compiled = compilation.jit(fn, **kwargs)
+def jit(fn: Callable[..., Any], mesh: Mesh, **kwargs: Any) -> "Program":
+    """`compilation.jit` with `mesh` in context, where `constrain` finds it."""
+    return Program(compilation.jit(fn, **kwargs), mesh)
 
-    @functools.wraps(fn)
-    def call(*args: Any) -> Any:
-        with jax.set_mesh(mesh):
-            return compiled(*args)
 
-    return call
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A jitted function that is traced and called with its mesh in context."""
+
+    jitted: Any
+    mesh: Mesh
+
+    def __call__(self, *args: Any) -> Any:
+        with jax.set_mesh(self.mesh):
+            return self.jitted(*args)
+
+    def compile(self, *args: Any) -> Any:
+        """Ahead of time, for arguments like these; the result tells its memory and costs."""
+        with jax.set_mesh(self.mesh):
+            return self.jitted.lower(*args).compile()
 
 
 def constrain(tree: Any, spec: PartitionSpec) -> Any:

@@ -1,6 +1,6 @@
 """Training: one step, as a pure function."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -86,9 +86,7 @@ def health(params: Any) -> Metrics:
     }
 
 
-def compile_steps(
-    state: TrainState, mesh: Mesh
-) -> tuple[Callable[..., TrainState], Callable[..., tuple[TrainState, Metrics]]]:
+def compile_steps(state: TrainState, mesh: Mesh) -> tuple[sharding.Program, sharding.Program]:
     """`init_step` and `train_step` for states that lie as `state` does; both consume theirs."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     replicated = NamedSharding(mesh, sharding.REPLICATED)
