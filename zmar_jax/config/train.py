@@ -29,9 +29,9 @@ class TrainConfig:
     betas: tuple[float, float] = bounded((0.9, 0.999), 0.0, 0.999999)
     weight_decay_encoder: float = bounded(1e-5, 0.0, 1.0)
     weight_decay_flow: float = bounded(0.0, 0.0, 1.0)
-    clip_norm: float | None = bounded(1000.0, 1e-6, 1e9)
-    """Global norm above which gradients are scaled down, by default one that the published recipe
-    does not reach; null never clips."""
+    clip_norm: float | None = bounded(10_000.0, 1e-6, 1e9)
+    """Global norm above which gradients are scaled down; null never clips. Small models in their
+    first hundreds of steps show 10 to 450; the default leaves every step of the recipe alone."""
     accumulate: int = 1
     """Parts that a batch is cut into, one after the other; their mean gradient makes one step."""
     ema: float | None = bounded(None, 0.0, 0.999999)
