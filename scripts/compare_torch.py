@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from compare_workers import Setting, Worker, WorkerError
+from compare_workers import Run, Setting, Worker, WorkerError
 from tyro.conf import arg
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
@@ -36,18 +36,20 @@ class Row:
 
     `peak_memory` in bytes: the process's on a CPU, compiling included, else the GPU's.
     `difference` is from eager PyTorch in the same policy: the largest of the restored pixels,
-    of 1, or of the losses of all steps, relative. `ratio` is PyTorch's seconds over these.
+    of 1, or of the losses of all steps, relative. `ratio` is PyTorch's seconds over these,
+    `cpu_ratio` the same of the seconds of all cores together.
     """
 
     task: str
     policy: str
     framework: str
     shape: tuple[int, int, int]
-    seconds: tuple[float, ...]
+    runs: tuple[Run, ...]
     first_call: float
     peak_memory: int
     difference: float
     ratio: float
+    cpu_ratio: float
 
 
 def compare(
@@ -59,6 +61,7 @@ def compare(
     policy: Literal["float32", "bfloat16", "both"] = "float32",
     device: Literal["cpu", "cuda"] = "cpu",
     repeats: int = 3,
+    threads: int = 0,
     compile: bool = False,
     check: bool = False,
     json_file: Annotated[Path | None, arg(name="json")] = None,
@@ -74,6 +77,8 @@ def compare(
       policy: Float32, or mixed precision: autocast in PyTorch, the policy in zmar_jax.
       device: What to run on.
       repeats: Runs of each framework, of which the fastest counts.
+      threads: Cores that each framework may use; 0 for all. On a busy machine use 1: PyTorch's
+        threads wait for each other at every operation, and a core taken away holds up all.
       compile: Also time torch.compile.
       check: Hold the PyTorch module to the golden files instead; exit code 1 if it fails.
       json_file: Also write everything as JSON.
@@ -82,8 +87,12 @@ def compare(
         raise ValueError("PyTorch is not installed: pip install 'zmar-jax[torch]'")
     if check:
         return run_check(preset, device)
-    if min(batch, repeats) < 1:
-        raise ValueError(f"--batch and --repeats must be 1 or more, got {batch} and {repeats}")
+    if min(batch, repeats) < 1 or threads < 0:
+        raise ValueError(
+            "--batch and --repeats must be 1 or more, --threads 0 or more; "
+            f"got {batch}, {repeats} and {threads}"
+        )
+    load = os.getloadavg()[0]
     shapes = {
         "restore": (batch, *parse_size(size)),
         "train": (batch, *parse_size(f"{crop}x{crop}")),
@@ -97,9 +106,11 @@ def compare(
         with tempfile.TemporaryDirectory() as folder:
             config = write_inputs(Path(folder), preset, shapes[name])
             for p in policies:
-                settings = [Setting(f, name, p, device, config, Path(folder)) for f in frameworks]
+                settings = [
+                    Setting(f, name, p, device, threads, config, Path(folder)) for f in frameworks
+                ]
                 rows += measure(settings, shapes[name], repeats, skipped)
-    report(machine(device), rows, skipped, json_file)
+    report(machine(device, threads, load), rows, skipped, json_file)
     return 0
 
 
@@ -147,33 +158,46 @@ def measure(
                 continue
             stack.callback(workers[-1].stop)
         turns = [[worker.run() for worker in workers] for _ in range(repeats)]
-        seconds = list(zip(*turns, strict=True))
+        runs = [tuple(of_one) for of_one in zip(*turns, strict=True)]
         reference = workers[0].output()
-        for worker, times in zip(workers, seconds, strict=True):
+        for worker, mine in zip(workers, runs, strict=True):
             setting, found = worker.setting, worker.output()
+            if not np.isfinite(found).all():
+                raise ValueError(f"{setting.framework}, {setting.task}: the results are not finite")
             unit = np.abs(reference) if setting.task == "train" else 1.0
-            difference = float(np.max(np.abs(found - reference) / unit))
-            ratio = min(seconds[0]) / min(times)
             yield Row(
-                setting.task,
-                setting.policy,
-                setting.framework,
-                shape,
-                times,
-                worker.first_call,
-                worker.peak(),
-                difference,
-                ratio,
+                task=setting.task,
+                policy=setting.policy,
+                framework=setting.framework,
+                shape=shape,
+                runs=mine,
+                first_call=worker.first_call,
+                peak_memory=worker.peak(),
+                difference=float(np.max(np.abs(found - reference) / unit)),
+                ratio=fastest(runs[0]) / fastest(mine),
+                cpu_ratio=least_cpu(runs[0]) / least_cpu(mine),
             )
 
 
-def machine(device: str) -> dict[str, Any]:
+def fastest(runs: tuple[Run, ...]) -> float:
+    return min(run.seconds for run in runs)
+
+
+def least_cpu(runs: tuple[Run, ...]) -> float:
+    return min(run.cpu_seconds for run in runs)
+
+
+def machine(device: str, threads: int, load: float) -> dict[str, Any]:
+    """`load` is the machine's before anything ran: what others make of it."""
     versions = {name: importlib.metadata.version(name) for name in ("torch", "jax", "zmar-jax")}
+    cores = os.cpu_count() or 1
     return {
         "device": device,
         "machine": platform.machine(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg()[0],
+        "cores": cores,
+        "threads": threads or cores,
+        "load_before": round(load, 2),
+        "busy": load > 0.5,
         **versions,
     }
 
@@ -182,17 +206,22 @@ def report(
     about: dict[str, Any], rows: list[Row], skipped: list[str], json_file: Path | None
 ) -> None:
     print(f"\n{', '.join(f'{name} {value}' for name, value in about.items())}\n")
-    print(
-        "| task | batch x height x width | policy | framework | seconds | torch / this "
-        "| first call s | peak memory GiB | difference |"
-    )
-    print("|---|---|---|---|---|---|---|---|---|")
+    if about["busy"]:
+        print(
+            f"**Taken on a busy machine** (load {about['load_before']} on {about['cores']} cores "
+            "before the start): no measure of either framework's speed. With more than one thread "
+            "the clock is unfair to PyTorch, whose threads wait for each other.\n"
+        )
+    columns = "task | batch x height x width | policy | framework | seconds | torch / this | "
+    columns += "CPU seconds | torch / this | first call s | peak memory GiB | difference"
+    print(f"| {columns} |\n|{'---|' * 11}")
     for row in rows:
         shape = " x ".join(map(str, row.shape))
         print(
-            f"| {row.task} | {shape} | {row.policy} | {row.framework} | {min(row.seconds):.3g} "
-            f"| {row.ratio:.2f} | {row.first_call:.1f} | {row.peak_memory / 2**30:.2f} "
-            f"| {row.difference:.1e} |"
+            f"| {row.task} | {shape} | {row.policy} | {row.framework} "
+            f"| {fastest(row.runs):.3g} | {row.ratio:.2f} "
+            f"| {least_cpu(row.runs):.3g} | {row.cpu_ratio:.2f} | {row.first_call:.1f} "
+            f"| {row.peak_memory / 2**30:.2f} | {row.difference:.1e} |"
         )
     for reason in skipped:
         print(f"\nskipped: {reason}", file=sys.stderr)

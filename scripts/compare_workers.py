@@ -29,6 +29,8 @@ class Setting:
     task: str
     policy: str
     device: str
+    threads: int
+    """Cores that the process may use; 0 for all."""
     config: dict[str, Any]
     """`dataclasses.asdict` of a ModelConfig."""
     folder: Path
@@ -41,6 +43,14 @@ class Job:
     run: Callable[[], None]
     output: Callable[[], np.ndarray]
     peak: Callable[[], int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Seconds on the clock, and of all cores together. On a GPU only the first says much."""
+
+    seconds: float
+    cpu_seconds: float
 
 
 class WorkerError(ValueError):
@@ -63,8 +73,8 @@ class Worker:
         theirs.close()
         self.first_call = self._answer()
 
-    def run(self) -> float:
-        """Seconds of one more run."""
+    def run(self) -> Run:
+        """Once more."""
         return self._ask("run")
 
     def output(self) -> np.ndarray:
@@ -76,8 +86,10 @@ class Worker:
         return self._ask("peak")
 
     def stop(self) -> None:
+        """Ends the process; it notices that nobody will tell it anything more."""
+        self._pipe.close()
+        self._process.join(10)
         self._process.terminate()
-        self._process.join()
 
     def _ask(self, command: str) -> Any:
         self._pipe.send(command)
@@ -103,21 +115,34 @@ class Worker:
 def _serve(pipe: Connection, setting: Setting) -> None:
     try:
         start = time.perf_counter()
+        _limit_cores(setting.threads)
         job = _jax_job(setting) if setting.framework == "jax" else _torch_job(setting)
         job.run()
         pipe.send((None, time.perf_counter() - start))
         while True:
-            command = pipe.recv()
-            if command == "run":
-                start = time.perf_counter()
-                job.run()
-                pipe.send((None, time.perf_counter() - start))
-            else:
-                pipe.send((None, getattr(job, command)()))
+            try:
+                command = pipe.recv()
+            except EOFError:  # stopped, or the parent is gone
+                return
+            pipe.send((None, _timed(job.run) if command == "run" else getattr(job, command)()))
     except (ValueError, RuntimeError, MemoryError, ImportError) as e:
         # anything else is a bug: its traceback is printed and the pipe closes
         text = " ".join(str(e).split())[:400]
         pipe.send((f"{type(e).__name__}: {text}", None))
+
+
+def _limit_cores(threads: int) -> None:
+    # before a framework is imported: both size their thread pools by the cores they may use
+    if threads:
+        if not hasattr(os, "sched_setaffinity"):
+            raise ValueError("--threads needs Linux; leave it out to use all cores")
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def _timed(run: Callable[[], None]) -> Run:
+    cpu, start = time.process_time(), time.perf_counter()
+    run()
+    return Run(time.perf_counter() - start, time.process_time() - cpu)
 
 
 def process_peak() -> int:
@@ -210,7 +235,8 @@ def _jax_job(setting: Setting) -> Job:
     from zmar_jax import torch_port
     from zmar_jax.config import ModelConfig
 
-    config = ModelConfig(**setting.config | {"policy": setting.policy})
+    sizes: dict[str, Any] = {**setting.config, "policy": setting.policy}
+    config = ModelConfig(**sizes)
     weights = torch_port.read_state_dict(setting.folder / "weights.safetensors")
     params = torch_port.to_params(weights, config)
     inputs = _inputs(setting)
@@ -254,7 +280,8 @@ def _jax_train(config: Any, params: Any, inputs: dict[str, np.ndarray]) -> tuple
     # of the form (state, batch) -> (state, metrics), as the public train step is
     def train_step(state: Any, batch: Any) -> Any:
         def loss_of(params: Any) -> jax.Array:
-            return model.apply({"params": params}, *batch, method="nll").mean()
+            nll: Any = model.apply({"params": params}, *batch, method="nll")
+            return nll.mean()
 
         params, moments = state
         loss, gradient = jax.value_and_grad(loss_of)(params)

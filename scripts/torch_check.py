@@ -58,8 +58,9 @@ def _outputs(case: str, model: ZmarSNFlow, g: dict[str, Any], pixel: float) -> I
     image = g["lr"], g["mask"]
     for name, found in zip(CONDITIONS, model.RRDB(*image), strict=True):
         # the published model's file holds a corner and the deviations
-        expected = g.get(f"enc/{name}", g.get(f"enc_crop/{name}"))
-        std = expected.std() if f"enc/{name}" in g else g[f"enc_std/{name}"][:, :, None, None]
+        whole = f"enc/{name}" in g
+        expected = g[f"enc/{name}" if whole else f"enc_crop/{name}"]
+        std = expected.std() if whole else g[f"enc_std/{name}"][:, :, None, None]
         corner = found[:, :, : expected.shape[2], : expected.shape[3]]
         yield Finding(case, name, _worst(corner, expected, std), 1e-4)
     z, logdet, nll = model(g["gt"], *image, g["noise"])
