@@ -1,0 +1,301 @@
+"""One process per framework: it loads the weights once and then runs when it is told to.
+
+Each framework has its own process because their thread pools compete in a shared one, and
+because the peak memory of a process is then the framework's. Neither imports the other.
+"""
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+LEARNING_RATE = 2e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What a worker runs. `folder` holds weights.safetensors and inputs.npz (NHWC)."""
+
+    framework: str
+    task: str
+    policy: str
+    device: str
+    threads: int
+    """Cores that the process may use; 0 for all."""
+    config: dict[str, Any]
+    """`dataclasses.asdict` of a ModelConfig."""
+    folder: Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """`run` does the task once and waits for it; `output` and `peak` tell about all runs."""
+
+    run: Callable[[], None]
+    output: Callable[[], np.ndarray]
+    peak: Callable[[], int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Seconds on the clock, and of all cores together. On a GPU only the first says much."""
+
+    seconds: float
+    cpu_seconds: float
+
+
+class WorkerError(ValueError):
+    """A worker could not do what it was told."""
+
+
+class Worker:
+    """A started process, its first run (which compiles) behind it.
+
+    Raises:
+      WorkerError: the framework's own words, or how the process ended.
+    """
+
+    def __init__(self, setting: Setting):
+        context = multiprocessing.get_context("spawn")
+        self.setting = setting
+        self._pipe, theirs = context.Pipe()
+        self._process = context.Process(target=_serve, args=(theirs, setting), daemon=True)
+        self._process.start()
+        theirs.close()
+        self.first_call = self._answer()
+
+    def run(self) -> Run:
+        """Once more."""
+        return self._ask("run")
+
+    def output(self) -> np.ndarray:
+        """Restored pixels [B, H, W, 3], or the loss of every train step so far."""
+        return self._ask("output")
+
+    def peak(self) -> int:
+        """The most memory held so far, bytes: the process's on a CPU, else the GPU's."""
+        return self._ask("peak")
+
+    def stop(self) -> None:
+        """Ends the process; it notices that nobody will tell it anything more."""
+        self._pipe.close()
+        self._process.join(10)
+        self._process.terminate()
+
+    def _ask(self, command: str) -> Any:
+        self._pipe.send(command)
+        return self._answer()
+
+    def _answer(self) -> Any:
+        name = f"{self.setting.framework} ({self.setting.task}, {self.setting.policy})"
+        try:
+            problem, value = self._pipe.recv()
+        except EOFError as e:
+            self._process.join()
+            code = self._process.exitcode
+            raise WorkerError(
+                f"{name}: its process ended with exit code {code}"
+                + ("; out of memory? try a smaller size or batch" if code == -9 else "")
+            ) from e
+        if problem:
+            self.stop()
+            raise WorkerError(f"{name}: {problem}")
+        return value
+
+
+def _serve(pipe: Connection, setting: Setting) -> None:
+    try:
+        start = time.perf_counter()
+        _limit_cores(setting.threads)
+        job = _jax_job(setting) if setting.framework == "jax" else _torch_job(setting)
+        job.run()
+        pipe.send((None, time.perf_counter() - start))
+        while True:
+            try:
+                command = pipe.recv()
+            except EOFError:  # stopped, or the parent is gone
+                return
+            pipe.send((None, _timed(job.run) if command == "run" else getattr(job, command)()))
+    except (ValueError, RuntimeError, MemoryError, ImportError) as e:
+        # anything else is a bug: its traceback is printed and the pipe closes
+        text = " ".join(str(e).split())[:400]
+        pipe.send((f"{type(e).__name__}: {text}", None))
+
+
+def _limit_cores(threads: int) -> None:
+    # before a framework is imported: both size their thread pools by the cores they may use
+    if threads:
+        if not hasattr(os, "sched_setaffinity"):
+            raise ValueError("--threads needs Linux; leave it out to use all cores")
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def _timed(run: Callable[[], None]) -> Run:
+    cpu, start = time.process_time(), time.perf_counter()
+    run()
+    return Run(time.perf_counter() - start, time.process_time() - cpu)
+
+
+def process_peak() -> int:
+    """The most memory that this process has held, bytes.
+
+    Not `ru_maxrss` where Linux has something better: that starts at the parent's size.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _inputs(setting: Setting) -> dict[str, np.ndarray]:
+    with np.load(setting.folder / "inputs.npz") as file:
+        return dict(file)
+
+
+# ---------------------------------------------------------------------------- PyTorch
+
+
+def _torch_job(setting: Setting) -> Job:
+    import torch  # pyright: ignore[reportMissingImports]
+    from safetensors.torch import load_file
+    from torch_encoder import Sizes
+    from torch_model import ZmarSNFlow, network_input
+
+    # "float32" means it for both; JAX is told the same
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cudnn.benchmark = True
+    device = torch.device(setting.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("this PyTorch sees no CUDA device; use --device cpu")
+    model = ZmarSNFlow(Sizes.of(setting.config))
+    model.load_state_dict(load_file(setting.folder / "weights.safetensors"), strict=True)
+    model.to(device)
+    arrays = {
+        k: torch.from_numpy(a.transpose(0, 3, 1, 2).copy()).to(device)
+        for k, a in _inputs(setting).items()
+    }
+    mixed = torch.autocast(device.type, torch.bfloat16, enabled=setting.policy == "bfloat16")
+    compiled = torch.compile if setting.framework == "torch.compile" else lambda function: function
+    results: list[Any] = []
+
+    def restore() -> None:
+        with torch.inference_mode(), mixed:
+            results[:] = [function(arrays["low"])]
+        synchronize()
+
+    def train() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with mixed:
+            loss = function(arrays["gt"], *image, arrays["noise"])[2].mean()
+        loss.backward()
+        optimizer.step()
+        results.append(loss.detach())
+        synchronize()
+
+    def synchronize() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def output() -> np.ndarray:
+        if setting.task == "train":
+            return torch.stack(results).float().cpu().numpy()
+        return results[0].permute(0, 2, 3, 1).float().cpu().numpy()
+
+    def peak() -> int:
+        return torch.cuda.max_memory_allocated() if device.type == "cuda" else process_peak()
+
+    if setting.task == "restore":
+        function = compiled(model.restore)
+        return Job(restore, output, peak)
+    function, image = compiled(model), network_input(arrays["low"] / 255)
+    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
+    return Job(train, output, peak)
+
+
+# -------------------------------------------------------------------------------- JAX
+
+
+def _jax_job(setting: Setting) -> Job:
+    # both frameworks are to fit on one GPU
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    os.environ["JAX_PLATFORMS"] = setting.device
+    import jax
+
+    from zmar_jax import torch_port
+    from zmar_jax.config import ModelConfig
+
+    sizes: dict[str, Any] = {**setting.config, "policy": setting.policy}
+    config = ModelConfig(**sizes)
+    weights = torch_port.read_state_dict(setting.folder / "weights.safetensors")
+    params = torch_port.to_params(weights, config)
+    inputs = _inputs(setting)
+    make = _jax_restore if setting.task == "restore" else _jax_train
+    run, output = make(config, params, inputs)
+
+    def peak() -> int:
+        stats = jax.devices()[0].memory_stats()
+        return stats["peak_bytes_in_use"] if stats else process_peak()
+
+    return Job(run, output, peak)
+
+
+def _jax_restore(config: Any, params: Any, inputs: dict[str, np.ndarray]) -> tuple[Any, Any]:
+    import jax
+
+    from zmar_jax.restore import Restorer
+
+    restorer, image = Restorer(config, params), inputs["low"]
+    b, h, w, _ = image.shape
+    z, results = np.zeros((b, h // 8, w // 8, 192), np.float32), []
+
+    def run() -> None:
+        conditions = restorer.encode(restorer.variables, image)
+        restored = restorer.decode(restorer.variables, z, conditions)
+        results[:] = [jax.block_until_ready(restored)]
+
+    return run, lambda: np.asarray(results[0])
+
+
+def _jax_train(config: Any, params: Any, inputs: dict[str, np.ndarray]) -> tuple[Any, Any]:
+    import jax
+    import optax
+
+    from zmar_jax import compilation
+    from zmar_jax.models import ZmarSNFlow
+    from zmar_jax.ops import network_input
+
+    model, optimizer, losses = ZmarSNFlow(config), optax.adam(LEARNING_RATE), []
+
+    # of the form (state, batch) -> (state, metrics), as the public train step is
+    def train_step(state: Any, batch: Any) -> Any:
+        def loss_of(params: Any) -> jax.Array:
+            nll: Any = model.apply({"params": params}, *batch, method="nll")
+            return nll.mean()
+
+        params, moments = state
+        loss, gradient = jax.value_and_grad(loss_of)(params)
+        updates, moments = optimizer.update(gradient, moments, params)
+        return (optax.apply_updates(params, updates), moments), {"loss": loss}
+
+    batch = (inputs["gt"], *network_input(inputs["low"]), inputs["noise"])
+    batch = jax.tree.map(jax.numpy.asarray, batch)
+    step = compilation.jit(train_step, donate_argnums=0)
+    state = (params, optimizer.init(params))
+
+    def run() -> None:
+        nonlocal state
+        state, metrics = jax.block_until_ready(step(state, batch))
+        losses.append(metrics["loss"])
+
+    return run, lambda: np.asarray(losses, np.float32)
