@@ -100,11 +100,14 @@ class _Run:
         with self.log.timed("data"):
             batch = sharding.shard_batch(next(self.loader), self.mesh)
         if self.step == 0:
-            self.state = self.initialise(self.state, batch, self.rng)
+            with self.log.timed("compiling"):
+                self.state = self.initialise(self.state, batch, self.rng)
             self.step, self.bad_steps = int(self.state.step), int(self.state.bad_steps)
         else:
             before = self.metrics
-            self.state, self.metrics = self.train_step(self.state, batch, self.rng)
+            # the first call compiles, which would spoil the speed that the first log step shows
+            with contextlib.nullcontext() if before else self.log.timed("compiling"):
+                self.state, self.metrics = self.train_step(self.state, batch, self.rng)
             self.step += 1
             # one step late: reading the last one's would leave the device idle
             self.bad_steps = int(before["bad_steps"]) if before else self.bad_steps
