@@ -84,7 +84,7 @@ def test_a_log_step(tmp_path: Path) -> None:
     assert record["memory_bytes"] > 2**20
     (line,) = text(log).splitlines()
     assert line.startswith("step 2/400  loss -1.5  bits_per_dim 2.25  ")
-    for part in ("images/s", "data 2", "compute ", "memory 0.", "left 0:00:"):
+    for part in ("images/s", "data 2", "compute ", "memory ", " GiB", "left 0:00:"):
         assert part in line
     found = scalars(tmp_path)
     assert (2, "train/loss", -1.5) in found

@@ -47,7 +47,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     )  # fmt: skip
     recipe = TrainConfig(
         steps=STEPS, learning_rate=1e-3, warmup_steps=2, schedule="constant", ema=0.9, log_every=2,
-        validate_every=4, checkpoint_every=1, keep=10,
+        validate_every=6, checkpoint_every=3, keep=10,
     )  # fmt: skip
     return Config(model=MODEL, data=data, train=recipe)
 
@@ -93,7 +93,7 @@ class _Stop:
 def test_what_a_run_writes(whole: Path) -> None:
     found = records(whole)
     assert [r["step"] for r in found if "loss" in r] == [2, 4, 6]
-    assert [r["step"] for r in found if "val_psnr" in r] == [1, 4, 6]
+    assert [r["step"] for r in found if "val_psnr" in r] == [1, 6]
     assert all(0 < r["val_psnr"] < 60 and r["val_psnr_input"] > 0 for r in found if "val_psnr" in r)
     logged = next(r for r in found if "loss" in r)
     expected = {"loss", "nll", "bits_per_dim", "grad_norm", "learning_rate", "scale_min"}
@@ -106,10 +106,10 @@ def test_what_a_run_writes(whole: Path) -> None:
 
 
 def test_training_lowers_the_loss(config: Config, tmp_path: Path) -> None:
-    longer = changed(config, steps=40, log_every=5, validate_every=100, checkpoint_every=100)
+    longer = changed(config, steps=20, validate_every=100, checkpoint_every=100)
     train(longer, tmp_path)
     nll = [r["nll"] for r in records(tmp_path) if "nll" in r]
-    assert np.mean(nll[-3:]) < np.mean(nll[:2])
+    assert np.mean(nll[-3:]) < np.mean(nll[:3]) - 0.5
 
 
 @pytest.mark.parametrize("at", [1, 3])
@@ -152,7 +152,7 @@ def test_another_configuration_is_refused(config, whole) -> None:
 
 def test_a_poisoned_batch_changes_nothing_but_counters(config, tmp_path, monkeypatch) -> None:
     poison(monkeypatch, {4})
-    assert train(config, tmp_path) == STEPS
+    assert train(changed(config, checkpoint_every=1), tmp_path) == STEPS
     before, after = (leaves(tmp_path, step) for step in (4, 5))
     changed_keys = {key for key in before if before[key] != after[key]}
     assert {key for key in changed_keys if "params" in key or "opt_state" in key} == set()
@@ -185,6 +185,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     monkeypatch.setattr(Loader, "__next__", load_poisoned)
 
 
+@pytest.mark.slow
 def test_a_profile(config: Config, tmp_path: Path) -> None:
     train(changed(config, steps=5), tmp_path, range(2, 4))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))

@@ -10,5 +10,5 @@ coupling's smallest scale in each example, [B] (`scale`), of the last forward pa
 
 def record(module: nn.Module, name: str, value: jax.Array) -> None:
     """Puts `value` into HEALTH where the caller asked for it."""
-    if module.is_mutable_collection(HEALTH):
+    if module.is_mutable_collection(HEALTH) and not module.is_initializing():
         module.put_variable(HEALTH, name, jax.lax.stop_gradient(value))
