@@ -43,6 +43,8 @@ def main(
       kills: How many times to kill.
       seed: Of the moments.
     """
+    if workdir.exists():
+        sys.exit(f"{workdir}: exists already; give a new --workdir")
     workdir.mkdir(parents=True)
     steps = override(load_config(config), settings).train.steps
     command = [sys.executable, "-m", "zmar_jax.cli", "train", "--config", str(config), *settings]
@@ -58,10 +60,11 @@ def main(
     moments = random.Random(seed)
     for kill in range(kills):
         process = start("killed")
-        time.sleep(starting + moments.uniform(0, 1.5 * (seconds - starting) / kills))
+        time.sleep(moments.uniform(0, starting + 1.5 * (seconds - starting) / kills))
         process.send_signal(signal.SIGKILL)
-        ended = process.wait() != -signal.SIGKILL
-        print(f"kill {kill + 1}: {'it had ended' if ended else f'at step {_step(workdir)}'}")
+        if process.wait() != -signal.SIGKILL:
+            sys.exit(f"the run ended before kill {kill + 1}; give it more train.steps")
+        print(f"kill {kill + 1}: last record of step {_step(workdir)}", flush=True)
     _wait(start("killed"))
     different = _differences(*(_leaves(workdir / name, steps) for name in ("peace", "killed")))
     print(f"{len(different)} leaves differ {different[:5]}" if different else "bit for bit equal")

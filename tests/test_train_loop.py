@@ -150,6 +150,33 @@ def test_another_configuration_is_refused(config, whole) -> None:
         train(changed(config, learning_rate=0.1), whole)
 
 
+def test_accepted_changes_go_on(config, tmp_path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        train(config, tmp_path)
+    slower = changed(config, learning_rate=1e-4)
+    with pytest.raises(ValueError, match="say --accept-changes"):
+        train(slower, tmp_path)
+    assert train(slower, tmp_path, accept_changes=True) == STEPS
+
+
+def test_other_pictures_are_refused(config, whole, tmp_path) -> None:
+    for path in Path(str(config.data.folder)).glob("*.png"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    Image.new("RGB", (40, 32)).save(tmp_path / "0.png")
+    data = dataclasses.replace(config.data, folder=str(tmp_path))
+    other = dataclasses.replace(config, data=data)
+    with pytest.raises(ValueError, match="not those that this run was begun with"):
+        train(other, whole, accept_changes=True)
+
+
+def test_a_run_that_saved_nothing_may_begin_otherwise(config, tmp_path) -> None:
+    data = dataclasses.replace(config.data, folder="/nowhere")
+    with pytest.raises(ValueError, match="/nowhere"):
+        train(dataclasses.replace(config, data=data), tmp_path)
+    assert train(changed(config, steps=1), tmp_path) == 1
+
+
 def test_a_poisoned_batch_changes_nothing_but_counters(config, tmp_path, monkeypatch) -> None:
     poison(monkeypatch, {4})
     assert train(changed(config, checkpoint_every=1), tmp_path) == STEPS
@@ -158,7 +185,7 @@ def test_a_poisoned_batch_changes_nothing_but_counters(config, tmp_path, monkeyp
     assert {key for key in changed_keys if "params" in key or "opt_state" in key} == set()
     assert any("step" in key for key in changed_keys)
     assert leaves(tmp_path, 6) != after
-    assert [r["skipped"] for r in records(tmp_path) if "loss" in r] == [0, 0, 0]
+    assert [r["bad_steps_total"] for r in records(tmp_path) if "loss" in r] == [0, 0, 1]
 
 
 def test_a_run_that_is_lost_stops_and_names_its_last_weights(config, tmp_path, monkeypatch):
@@ -267,4 +294,4 @@ def test_killed_again_and_again_it_ends_bit_for_bit_the_same(yaml_file, tmp_path
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "bit for bit equal" in done.stdout
-    assert done.stdout.count("kill ") == 3
+    assert done.stdout.count("last record of step") == 3

@@ -47,7 +47,12 @@ def initialize_distributed(
             "expected coordinator as host:port and process_id from 0 to num_processes - 1, got "
             f"{coordinator}, process_id {process_id}, num_processes {num_processes}"
         )
-    jax.distributed.initialize(*given, cluster_detection_method="deactivate")
+    try:
+        jax.distributed.initialize(*given, cluster_detection_method="deactivate")
+    except (ValueError, RuntimeError) as e:
+        raise ConfigError(
+            f"cannot join the other processes of this run at {coordinator}: {e}"
+        ) from e
 
 
 def _join_detected() -> None:

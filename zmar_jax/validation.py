@@ -47,7 +47,7 @@ class Validator:
           psnr_input, of the dark pictures themselves; up to `PANELS` panels.
         """
         rows, panels = [], []
-        self._loader.set_state({"step": 0})
+        self._loader.restart()
         for batch in self._loader:
             restored = self._local(params, batch["low"])
             for i in np.flatnonzero(batch["valid"]):

@@ -22,21 +22,19 @@ class DataBenchmark:
     """Crops per second, and where the time of one goes.
 
     `decode_ms` is what decoding one example from its files takes, which happens once: the cache
-    of `cache_bytes` on disk holds the pixels. `shares` are of the time of one crop in one process.
+    of `cache_bytes` on disk holds the pixels. `shares` are of the time of one crop in
+    one process; decoding has none of it.
     """
 
     pictures: int
     crop: int
     workers: int
     crops_per_second: float
+    per_worker: float
+    """Crops per second of each worker process; of the only process where there is none."""
     decode_ms: float
     cache_bytes: int
     shares: dict[str, float]
-
-    @property
-    def per_worker(self) -> float:
-        """Crops per second of each worker process; of the only process where there is none."""
-        return self.crops_per_second / max(self.workers, 1)
 
 
 def benchmark_data(config: DataConfig, seconds: float) -> DataBenchmark:
@@ -56,11 +54,13 @@ def benchmark_data(config: DataConfig, seconds: float) -> DataBenchmark:
     cache = open_cache(found, config.data_dir, config.crop, lambda *_: None)
     count = min(len(found.ids), 10)
     decode = _seconds(lambda i: found.read(i % len(found.ids)), count)
+    speed = batches * config.batch_size / elapsed
     return DataBenchmark(
         pictures=len(found.ids),
         crop=config.crop,
         workers=config.workers,
-        crops_per_second=batches * config.batch_size / elapsed,
+        crops_per_second=speed,
+        per_worker=speed / max(config.workers, 1),
         decode_ms=1000 * decode,
         cache_bytes=os.path.getsize(Path(cache.folder) / "pixels.bin"),
         shares=_shares(Examples(config, cache, load_masks(config.masks))),

@@ -27,15 +27,12 @@ class TrainBenchmark:
     policy: str
     remat: bool
     seconds: float
+    images_per_second: float
     compile_seconds: float
     multiply_adds: int
     temporaries: int
     peak_memory: int
     device: str
-
-    @property
-    def images_per_second(self) -> float:
-        return self.batch_size / self.seconds
 
 
 def benchmark_train(config: Config, repeats: int = 3) -> TrainBenchmark:
@@ -69,6 +66,7 @@ def benchmark_train(config: Config, repeats: int = 3) -> TrainBenchmark:
         policy=config.model.policy,
         remat=config.train.remat,
         seconds=fastest,
+        images_per_second=size / fastest,
         compile_seconds=compile_seconds,
         multiply_adds=cost,
         temporaries=compiled.memory_analysis().temp_size_in_bytes,

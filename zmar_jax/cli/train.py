@@ -14,6 +14,7 @@ def train(
     *,
     config: Path,
     workdir: Path,
+    accept_changes: bool = False,
     profile: Annotated[str | None, arg(metavar="FIRST:LAST")] = None,
     coordinator: Annotated[str | None, arg(metavar="HOST:PORT")] = None,
     processes: int | None = None,
@@ -33,6 +34,7 @@ def train(
       settings: Changes to the configuration, section.key=value.
       config: YAML file of what differs from the published recipe.
       workdir: Checkpoints, TensorBoard events, metrics.jsonl and validation panels go here.
+      accept_changes: Go on although the run was begun with another configuration.
       profile: Steps of which to write a JAX profiler trace to WORKDIR/profile, as 100:110.
       coordinator: Address of the first process, where hosts do not find each other.
       processes: How many processes there are in all, with --coordinator.
@@ -48,7 +50,7 @@ def train(
     steps = _steps(profile) if profile else None
     sharding.initialize_distributed(coordinator, processes, process)
     compilation.enable_cache()
-    run(run_config, workdir, steps)
+    run(run_config, workdir, steps, accept_changes)
 
 
 def _steps(text: str) -> range:

@@ -31,6 +31,7 @@ class PixelCache:
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self.fingerprint = folder.name
         index = json.loads((folder / "index.json").read_text())
         self.ids: list[str] = index["ids"]
         self.sizes: list[tuple[int, int]] = [(h, w) for h, w in index["sizes"]]
@@ -38,6 +39,8 @@ class PixelCache:
         """("gt",), or ("low", "gt")."""
         pixels = [3 * h * w * len(self.roles) for h, w in self.sizes]
         self._starts = [0, *np.cumsum(pixels).tolist()]
+        if (folder / "pixels.bin").stat().st_size != self._starts[-1]:
+            raise DataError(f"{folder}: decoded pixels are damaged; remove this folder")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -98,10 +101,21 @@ def _decode_all(pictures: Pictures, folder: Path, done: Progress) -> None:
             sizes.append(example[0].shape[:2])
             roles = ("gt",) if len(example) == 1 else ("low", "gt")
             done(i + 1, count)
+        file.flush()
+        os.fsync(file.fileno())
     if problems:
         raise DataError(f"{len(problems)} picture(s) cannot be read: {'; '.join(problems)}")
     index = {"ids": pictures.ids, "sizes": sizes, "roles": roles}
-    (folder / "index.json").write_text(json.dumps(index))
+    with (folder / "index.json").open("w") as file:
+        json.dump(index, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _written(folder: Path) -> float:
+    """When anything was last written to a folder or its pixels."""
+    paths = (folder, folder / "pixels.bin")
+    return max(path.stat().st_mtime for path in paths if path.exists())
 
 
 @contextlib.contextmanager
@@ -110,7 +124,7 @@ def _whole_folder(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     for left_over in target.parent.glob(f".{target.name}.*"):
         # a younger one may be another host's, at work
-        if time.time() - left_over.stat().st_mtime > 3600:
+        if time.time() - _written(left_over) > 3600:
             shutil.rmtree(left_over, ignore_errors=True)
     try:
         temporary.mkdir(parents=True)

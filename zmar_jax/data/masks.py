@@ -221,7 +221,11 @@ def apply_mask(image: Array, lost: Array, xp: Any = np) -> Array:
 
 def load_masks(config: MaskConfig) -> tuple[np.ndarray, ...]:
     """The masks that `draw_mask` needs: those of the folder in `config`, if it names one."""
-    return () if config.source in ("none", "procedural") else read_masks(Path(config.source))
+    return (
+        ()
+        if config.source in ("none", "procedural")
+        else read_masks(Path(config.source).expanduser())
+    )
 
 
 def read_masks(folder: Path) -> tuple[np.ndarray, ...]:

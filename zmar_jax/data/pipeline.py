@@ -6,6 +6,7 @@ contiguous rows of the same global batch.
 
 import dataclasses
 import functools
+import signal
 import sys
 from collections import defaultdict
 from collections.abc import Iterator
@@ -66,7 +67,9 @@ class Loader(Iterator[Batch]):
     def __init__(self, batches: "TrainBatches | EvalBatches", workers: int):
         self.batches = batches
         self._workers = workers
-        self.set_state({"step": 0})
+        self.fingerprint = batches.examples.cache.fingerprint
+        """Of the pictures; a state is of use to these alone."""
+        self._go_to(0)
 
     def __len__(self) -> int:
         """Batches in all; of training, more than will ever be asked for."""
@@ -77,13 +80,29 @@ class Loader(Iterator[Batch]):
         self._step += 1
         return batch
 
-    def get_state(self) -> dict[str, int]:
+    def get_state(self) -> dict[str, Any]:
         """The number of batches given so far: enough, since a batch depends on its step alone."""
-        return {"step": self._step}
+        return {"step": self._step, "pictures": self.fingerprint}
 
-    def set_state(self, state: dict[str, int]) -> None:
-        """Goes on as after `state["step"]` batches, at once: nothing is loaded to be skipped."""
-        self._step = state["step"]
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on as after `state["step"]` batches, at once: nothing is loaded to be skipped.
+
+        Raises:
+          DataError: the state is of other pictures, so other batches would follow.
+        """
+        if state["pictures"] != self.fingerprint:
+            raise DataError(
+                "the pictures are not those that this run was begun with; put them back, or begin "
+                "another run"
+            )
+        self._go_to(state["step"])
+
+    def restart(self) -> None:
+        """Gives the first batch next."""
+        self._go_to(0)
+
+    def _go_to(self, step: int) -> None:
+        self._step = step
         dataset = grain.MapDataset.source(self.batches).slice(slice(self._step, None))
         # two batches ahead in this process, one in each worker
         stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
@@ -91,7 +110,7 @@ class Loader(Iterator[Batch]):
             # Grain reads absl's flags, which programs without absl.app never parse
             flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=1)
-            stream = stream.mp_prefetch(options)
+            stream = stream.mp_prefetch(options, worker_init_fn=_ignore_signals)
         self._iterator = iter(stream)
 
 
@@ -137,22 +156,22 @@ class TrainBatches:
     """Global batch n is examples n B to (n + 1) B of an endless shuffled stream."""
 
     def __init__(self, examples: Examples, rows: slice):
-        self._examples = examples
+        self.examples = examples
         self._rows = rows
 
     def __len__(self) -> int:
-        return sys.maxsize // self._examples.config.batch_size
+        return sys.maxsize // self.examples.config.batch_size
 
     def __getitem__(self, index: int) -> Batch:
-        start = index * self._examples.config.batch_size
+        start = index * self.examples.config.batch_size
         stream = range(start + self._rows.start, start + self._rows.stop)
         return _stack([self._example(position) for position in stream])
 
     def _example(self, position: int) -> dict[str, Any]:
-        cache, seed = self._examples.cache, self._examples.config.seed
+        cache, seed = self.examples.cache, self.examples.config.seed
         epoch, index = divmod(position, len(cache))
         i = int(_order(len(cache), seed, epoch)[index])
-        low, gt = self._examples.crop(i, np.random.default_rng((seed, epoch, index)))
+        low, gt = self.examples.crop(i, np.random.default_rng((_CROP, seed, epoch, index)))
         return {"low": low, "gt": gt, "id": cache.ids[i]}
 
 
@@ -160,7 +179,7 @@ class EvalBatches:
     """Every picture once, whole; batches hold one size, and rows that repeat are not valid."""
 
     def __init__(self, examples: Examples, rows: slice):
-        self._examples = examples
+        self.examples = examples
         self._rows = rows
         by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
         for i, size in enumerate(examples.cache.sizes):
@@ -181,13 +200,23 @@ class EvalBatches:
 
     def _example(self, chosen: list[int], row: int) -> dict[str, Any]:
         i = chosen[min(row, len(chosen) - 1)]
-        low, gt = self._examples.whole(i)
-        return {"low": low, "gt": gt, "id": self._examples.cache.ids[i], "valid": row < len(chosen)}
+        low, gt = self.examples.whole(i)
+        return {"low": low, "gt": gt, "id": self.examples.cache.ids[i], "valid": row < len(chosen)}
+
+
+def _ignore_signals(worker: int, workers: int) -> None:
+    """Ctrl-C and SIGTERM go to all processes; it is the training process that decides to end."""
+    for signum in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(signum, signal.SIG_IGN)
+
+
+# NumPy pads short seeds with zeros, so that streams need a first number of their own
+_ORDER, _CROP = 1, 2
 
 
 @functools.lru_cache(maxsize=4)
 def _order(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(count)
+    return np.random.default_rng((_ORDER, seed, epoch)).permutation(count)
 
 
 def _flip(flip: str, rng: np.random.Generator) -> tuple[int, bool]:

@@ -41,11 +41,18 @@ class RunCheckpoints:
     written under a temporary name and renamed when whole, so that none is ever half there.
     """
 
-    def __init__(self, workdir: str | Path, config: Config, warn: Callable[[str], None]):
+    def __init__(
+        self,
+        workdir: str | Path,
+        config: Config,
+        warn: Callable[[str], None],
+        accept_changes: bool = False,
+    ):
         """Goes on with a run, or begins one.
 
         Args:
           warn: is told in one line of what is damaged and what is used instead.
+          accept_changes: go on with another configuration than the run was begun with.
 
         Raises:
           CheckpointError: the run was begun with another configuration (the message lists what
@@ -60,8 +67,10 @@ class RunCheckpoints:
         self._bytes = 0
         # Orbax logs whole tracebacks of the errors that are raised here as one line.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        self._accept_changes = accept_changes
         known = self.workdir / "config.yaml"
-        if known.exists():
+        # a run that has saved nothing has nothing that another configuration could spoil
+        if known.exists() and folder.steps(self.folder):
             self._check_config(load_config(known))
         barrier("config")
         with self._writing(known):
@@ -242,11 +251,11 @@ class RunCheckpoints:
             for key, value in new.items()
             if old[key] != value and key not in HARMLESS
         ]
-        if changes:
+        if changes and not self._accept_changes:
             raise CheckpointError(
                 f"{self.workdir}: this run was begun with another configuration: "
-                f"{', '.join(changes)}; choose another --workdir, or go on with "
-                f"--config {self.workdir / 'config.yaml'}"
+                f"{', '.join(changes)}; choose another --workdir, go on with "
+                f"--config {self.workdir / 'config.yaml'}, or say --accept-changes"
             )
 
     def _choose(self, steps: Iterable[int]) -> tuple[int | None, dict[int, str]]:

@@ -6,6 +6,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from zmar_jax.data.errors import DataError
+
 
 def primary() -> bool:
     """Whether this is the process that writes what there is once."""
@@ -20,6 +22,14 @@ def barrier(name: str) -> None:
 def from_primary(ask: Callable[[], str]) -> str:
     """What `ask` returns in the first process, which alone calls it."""
     return gather(ask() if primary() else "")[0]
+
+
+def agree(what: str, text: str) -> None:
+    """Raises DataError unless all processes say the same `text`; all must call it."""
+    if len(set(gather(text))) > 1:
+        raise DataError(
+            f"the hosts of this run do not see the same {what}; give each the same folders"
+        )
 
 
 def gather(text: str) -> list[str]:

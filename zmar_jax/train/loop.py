@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from zmar_jax.config import Config
 from zmar_jax.data.pipeline import Loader, make_loader
 from zmar_jax.run.checkpoints import RunCheckpoints
 from zmar_jax.run.log import RunLog, panel
+from zmar_jax.run.processes import agree
 from zmar_jax.run.stop import stop_signal
 from zmar_jax.state import TrainState, abstract_state, create_sharded_state
 from zmar_jax.train.step import Metrics, compile_steps, health
@@ -26,13 +27,16 @@ class TrainingError(ValueError):
     """A run that cannot go on; the message says why, and where its last good weights are."""
 
 
-def train(config: Config, workdir: Path, profile: range | None = None) -> int:
+def train(
+    config: Config, workdir: Path, profile: range | None = None, accept_changes: bool = False
+) -> int:
     """Trains until `config.train.steps`, going on from the newest checkpoint in `workdir`.
 
     All processes of a run make this call. SIGTERM, or Ctrl-C, saves and ends.
 
     Args:
       profile: steps of which a JAX profiler trace is written to WORKDIR/profile.
+      accept_changes: go on although the run was begun with another configuration.
 
     Returns:
       The number of steps done.
@@ -46,22 +50,26 @@ def train(config: Config, workdir: Path, profile: range | None = None) -> int:
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
     with (
         stop_signal() as stopping,
-        RunCheckpoints(workdir, config, console.print) as checkpoints,
+        RunCheckpoints(workdir, config, console.print, accept_changes) as checkpoints,
     ):
-        say = console.print if jax.process_index() == 0 else lambda *_: None
+        say = console.print if jax.process_index() == 0 else lambda _: None
         loader = make_loader(
-            config.data, "train", jax.process_index(), jax.process_count(), _decoding(console)
+            config.data, "train", jax.process_index(), jax.process_count(), _decoding(say)
         )
+        agree("training data", loader.fingerprint)
         validator = Validator(config, mesh)
         state = _begin(config, mesh, checkpoints, loader)
         start = int(state.step)
         say(_summary(config, mesh, state))
+        if start >= config.train.steps:
+            return start
         with RunLog(workdir, config.train.steps, config.data.batch_size, start, console) as log:
             run = _Run(config, mesh, state, loader, validator, checkpoints, log)
-            while run.step < config.train.steps and not stopping(run.step):
-                with _profiled(run.step, profile, workdir / "profile"):
+            with _Profile(profile, workdir / "profile") as trace:
+                while run.step < config.train.steps and not stopping(run.step):
+                    trace.at(run.step, run.state)
                     run.advance()
-                run.look()
+                    run.look()
             run.end()
         stopped = run.step < config.train.steps
         say(f"stopped at step {run.step}; the same command goes on" if stopped else "done")
@@ -117,6 +125,8 @@ class _Run:
 
     def look(self) -> None:
         """Records, validates and saves where the step is due."""
+        if self.step == 0:  # the first batch was not finite
+            return
         due = functools.partial(_due, self.step)
         if self.metrics and due(self.config.log_every):
             values = self.metrics | self.health(self.state.params)
@@ -131,8 +141,9 @@ class _Run:
         with self.log.timed("validation"):
             params = self.state.params if self.state.ema is None else self.state.ema
             scores, panels = self.validator(params)
-            _, *columns = zip(*panels, strict=True)
-            self.log.validation(self.step, scores, panel(*columns))
+            columns = list(zip(*panels, strict=True))[1:]
+            # other processes may have had all the pictures
+            self.log.validation(self.step, scores, panel(*columns) if columns else None)
         return scores
 
     def save(self, scores: dict[str, float] | None = None) -> None:
@@ -154,8 +165,8 @@ class _Run:
         raise TrainingError(
             f"step {self.step}: {self.bad_steps} steps in a row without a finite loss and "
             f"gradient; none of them changed the weights, whose last checkpoint is {good}; look at "
-            "scale_min and condition_max in metrics.jsonl, lower train.learning_rate or "
-            "train.clip_norm, or look for broken pictures"
+            "scale_min and condition_max in metrics.jsonl and for broken pictures, or go on with a "
+            "lower train.learning_rate or train.clip_norm and --accept-changes"
         )
 
 
@@ -183,22 +194,33 @@ def _due(step: int, every: int) -> bool:
     return step % every == 0
 
 
-def _decoding(console: Console) -> Any:
+def _decoding(say: Callable[[str], None]) -> Callable[[int, int], None]:
     def progress(done: int, total: int) -> None:
         if done in (1, total) or done % 100 == 0:
-            console.print(f"decoding pictures, once: {done} of {total}")
+            say(f"decoding pictures, once: {done} of {total}")
 
     return progress
 
 
-@contextlib.contextmanager
-def _profiled(step: int, steps: range | None, folder: Path) -> Iterator[None]:
-    """Traces from the first of `steps` to the last."""
-    if steps and step == steps.start:
-        jax.profiler.start_trace(str(folder))
-    yield
-    if steps and step == steps.stop - 1:
-        jax.profiler.stop_trace()
+class _Profile:
+    """Traces from the first of `steps` to the last, or to the end of the run."""
 
+    def __init__(self, steps: range | None, folder: Path):
+        self._steps, self._folder, self._tracing = steps or range(0), folder, False
 
-__all__ = ["TrainingError", "train"]
+    def at(self, step: int, state: Any) -> None:
+        """To be called before each step, with what the step before it computed."""
+        if step in self._steps and not self._tracing:
+            self._tracing = True
+            jax.profiler.start_trace(str(self._folder))
+        elif self._tracing and step not in self._steps:
+            jax.block_until_ready(state)
+            self.__exit__()
+
+    def __enter__(self) -> "_Profile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._tracing:
+            self._tracing = False
+            jax.profiler.stop_trace()

@@ -50,9 +50,9 @@ def train_step(state: TrainState, batch: Batch, rng: Array) -> tuple[TrainState,
       The next state, and scalars of this step, float32, before its update: `loss`; `nll` in
       bits per pixel as the release counts them; `bits_per_dim`; `l1` where it has a weight;
       `grad_norm` before clipping; `learning_rate`; `skipped`, 1 where the step was not finite, and
-      `bad_steps`, how many in a row were not; and what shows a flow that collapses:
-      `log_det_mean` and `log_det_min` of log|det W| over all invconvs, and `scale_min`, the
-      smallest coupling scale in the batch.
+      `bad_steps` and `bad_steps_total`, how many in a row and in all; and what shows a flow that
+      collapses: `log_det_mean` and `log_det_min` of log|det W| over all invconvs, and `scale_min`,
+      the smallest coupling scale in the batch.
     """
     cfg = state.config.train
     low, gt, noise = _inputs(state, batch, rng)
@@ -71,7 +71,8 @@ def train_step(state: TrainState, batch: Batch, rng: Array) -> tuple[TrainState,
     new = _count(_choose(ok, new, state), ok).replace(step=state.step + 1)
     bits = losses.bits_per_dim(metrics["nll"], state.config.model.quantization)
     metrics |= {"bits_per_dim": bits, "grad_norm": grad_norm, "learning_rate": rate}
-    return new, metrics | {"skipped": 1 - ok.astype(jnp.float32), "bad_steps": new.bad_steps}
+    metrics |= {"bad_steps": new.bad_steps, "bad_steps_total": new.bad_steps_total}
+    return new, metrics | {"skipped": 1 - ok.astype(jnp.float32)}
 
 
 def health(params: Any) -> Metrics:
