@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -281,6 +282,21 @@ def test_sigterm_saves_and_ends_well(yaml_file: Path, tmp_path: Path) -> None:
     assert "the same command goes on" in error
     saved = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
     assert max(saved) >= records(workdir)[-1]["step"] > 1
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(yaml_file: Path, whole: Path, tmp_path: Path) -> None:
+    """The command on two hosts; only the first has valid pictures in its last validation batch."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        port = s.getsockname()[1]
+    joined = ["--coordinator", f"localhost:{port}", "--processes", "2", "--process"]
+    both = [start(yaml_file, tmp_path / "run", *joined, str(i)) for i in range(2)]
+    errors = [process.communicate(timeout=600)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    assert "2 process(es)" in errors[0]
+    losses = [[r["loss"] for r in records(w) if "loss" in r] for w in (tmp_path / "run", whole)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 
 @pytest.mark.slow
