@@ -422,7 +422,7 @@ def test_another_configuration_is_refused(healthy: Path, tmp_path: Path) -> None
         f"{workdir}: this run was begun with another configuration: "
         "model.blocks [2, 1, 1, 1] -> [1, 1, 1, 1], data.flip horizontal -> none, "
         "train.learning_rate 0.0002 -> 0.0001, train.ema null -> 0.999; choose another --workdir, "
-        f"or go on with --config {workdir}/config.yaml"
+        f"go on with --config {workdir}/config.yaml, or say --accept-changes"
     )
     assert (workdir / "config.yaml").read_bytes() == before
     assert load_config(workdir / "config.yaml") == CONFIG
