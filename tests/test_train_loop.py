@@ -303,7 +303,7 @@ def test_two_processes_train_as_one(yaml_file: Path, whole: Path, tmp_path: Path
 def test_killed_again_and_again_it_ends_bit_for_bit_the_same(yaml_file, tmp_path) -> None:
     script = [sys.executable, str(ROOT / "scripts" / "kill_and_resume.py"), "--kills", "3"]
     files = ["--config", str(yaml_file), "--workdir", str(tmp_path / "kills")]
-    settings = ["train.steps=300", "train.checkpoint_every=7", "train.validate_every=100"]
+    settings = ["train.steps=120", "train.checkpoint_every=10", "train.validate_every=60"]
     done = subprocess.run(
         [*script, *files, *settings], capture_output=True, text=True, timeout=900,
         env=os.environ | {"XLA_FLAGS": ""},
