@@ -1,24 +1,16 @@
 """`prepare`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from zmar_jax.cli.console import UsageError, err, out, progress, table_of
+from zmar_jax.config.data import Benchmark
 
 
 def prepare(
-    name: Positional[
-        Literal[
-            "lol_v1",
-            "lol_v2_real",
-            "lol_v2_synthetic",
-            "sdsd_indoor",
-            "sdsd_outdoor",
-            "sid",
-        ]
-    ],
+    name: Positional[Benchmark],
     /,
     source: Path,
     data_dir: Annotated[Path, arg(name="data-dir")] = Path("data"),

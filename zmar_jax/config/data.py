@@ -1,18 +1,20 @@
 """What a run is trained and validated on, and how photographs are darkened and lose pixels."""
 
 import dataclasses
+import typing
 from typing import Literal
 
 from zmar_jax.config.checks import bounded, check_ranges, require, require_range
 
-DATASETS = (
+Benchmark = Literal[
     "lol_v1",
     "lol_v2_real",
     "lol_v2_synthetic",
     "sdsd_indoor",
     "sdsd_outdoor",
     "sid",
-)
+]
+DATASETS: tuple[str, ...] = typing.get_args(Benchmark)
 """The benchmarks; `photos` is any folder of photographs."""
 
 
@@ -53,15 +55,7 @@ class MaskConfig:
 class DataConfig:
     """A dataset and how batches are made of it. The defaults are the published recipe's."""
 
-    name: Literal[
-        "photos",
-        "lol_v1",
-        "lol_v2_real",
-        "lol_v2_synthetic",
-        "sdsd_indoor",
-        "sdsd_outdoor",
-        "sid",
-    ] = "photos"
+    name: Literal["photos", Benchmark] = "photos"
     data_dir: str = "data"
     """Where `zmar-jax prepare` wrote the benchmark, and where decoded pixels are cached."""
     folder: str | None = None
