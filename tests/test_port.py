@@ -301,6 +301,16 @@ def test_sizes_are_inferred(config: ModelConfig) -> None:
     assert key_table(found) == key_table(config)
 
 
+def test_the_ablation_has_no_mask_tensors_and_is_inferred() -> None:
+    off = dataclasses.replace(TINY, mask_attention=False)
+    state = {k: a for k, a in tiny().items() if ".mask." not in k}
+    params = torch_port.to_params(state, torch_port.infer_config(state))
+    assert torch_port.infer_config(state) == off
+    assert flatten_dict(params).keys() == initial_shapes(off).keys()
+    assert not any("mask" in path for path in flatten_dict(params))
+
+
+
 @quickly
 @given(data=st.data())
 def test_inferring_from_mutilated_shapes_ends_well(data: st.DataObject) -> None:

@@ -30,6 +30,8 @@ class ModelConfig:
     """ZMA cuts the image into mask_grid x mask_grid cells."""
     mask_threshold: float = 0.2
     """A resized mask above this share of lost pixels counts as lost."""
+    mask_attention: bool = True
+    """Off: no ZMA, the ablation of the paper's idea; such a model has fewer parameters."""
     layer_norm_eps: float = 1e-5
     flow_additional_steps: int = 2
     """Unconditional steps (actnorm, invconv) that open each of the three flow levels."""

@@ -52,7 +52,7 @@ class Encoder(nn.Module):
         grid = cfg.mask_grid
         masks = ops.level_masks(mask, grid, cfg.mask_threshold)
         # the attention depends on the mask alone: once a level, not once a block
-        attention = [ops.cell_attention(m, grid) for m in masks]
+        attention = [ops.cell_attention(m, grid) if cfg.mask_attention else None for m in masks]
         n, heads = cfg.blocks, cfg.heads
 
         def stage(length: int, heads: int, name: str) -> Stage:

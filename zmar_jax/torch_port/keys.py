@@ -77,7 +77,8 @@ def _encoder(cfg: ModelConfig) -> Iterator[Entry]:
         width, stage = dim << level - 1, f"encoder_level{level}"
         for k in range(n[level - 1]):
             key = f"RRDB.{stage}.layer_stack.{k}."
-            yield from _zma(key + "mask.", ("encoder", stage, "blocks", "mask"), k, width)
+            if cfg.mask_attention:
+                yield from _zma(key + "mask.", ("encoder", stage, "blocks", "mask"), k, width)
             yield from _attn_share(key + "attn_share.", width, heads[level - 1])
             yield from _block(key, ("encoder", stage, "blocks"), k, width, heads[level - 1], cfg)
         yield conv(f"{down}.body.0", down, width // 2, width, 3)

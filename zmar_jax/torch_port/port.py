@@ -48,6 +48,7 @@ def infer_config(state_dict: StateDict) -> ModelConfig:
                 for level, heads in zip(levels, default.heads, strict=True)
             ),
             ffn_expansion=_expansion(shapes, default.ffn_expansion),
+            mask_attention=any(".mask." in key for key in shapes),
             flow_steps=couplings // 3,
             flow_additional_steps=(steps - couplings) // 3,
             flow_hidden=_size(
