@@ -269,33 +269,31 @@ def _jax_restore(config: Any, params: Any, inputs: dict[str, np.ndarray]) -> tup
 
 def _jax_train(config: Any, params: Any, inputs: dict[str, np.ndarray]) -> tuple[Any, Any]:
     import jax
-    import optax
+    from jax.sharding import NamedSharding
 
-    from zmar_jax import compilation
-    from zmar_jax.models import ZmarSNFlow
-    from zmar_jax.ops import network_input
+    from zmar_jax.config import Config, TrainConfig
+    from zmar_jax.sharding import REPLICATED, make_mesh, shard_batch
+    from zmar_jax.state import state_of
+    from zmar_jax.train import compile_steps
 
-    model, optimizer, losses = ZmarSNFlow(config), optax.adam(LEARNING_RATE), []
-
-    # of the form (state, batch) -> (state, metrics), as the public train step is
-    def train_step(state: Any, batch: Any) -> Any:
-        def loss_of(params: Any) -> jax.Array:
-            nll: Any = model.apply({"params": params}, *batch, method="nll")
-            return nll.mean()
-
-        params, moments = state
-        loss, gradient = jax.value_and_grad(loss_of)(params)
-        updates, moments = optimizer.update(gradient, moments, params)
-        return (optax.apply_updates(params, updates), moments), {"loss": loss}
-
-    batch = (inputs["gt"], *network_input(inputs["low"]), inputs["noise"])
-    batch = jax.tree.map(jax.numpy.asarray, batch)
-    step = compilation.jit(train_step, donate_argnums=0)
-    state = (params, optimizer.init(params))
+    recipe = TrainConfig(
+        learning_rate=LEARNING_RATE,
+        schedule="constant",
+        warmup_steps=0,
+        release_warmup=False,
+        weight_decay_encoder=0.0,
+        remat=True,
+    )
+    mesh, key = make_mesh(), jax.random.key(0)
+    state = jax.device_put(
+        state_of(Config(config, train=recipe), params), NamedSharding(mesh, REPLICATED)
+    )
+    batch, losses = shard_batch(inputs, mesh), []
+    _, train_step = compile_steps(state, mesh)
 
     def run() -> None:
         nonlocal state
-        state, metrics = jax.block_until_ready(step(state, batch))
+        state, metrics = jax.block_until_ready(train_step(state, batch, key))
         losses.append(metrics["loss"])
 
     return run, lambda: np.asarray(losses, np.float32)

@@ -1,10 +1,11 @@
-"""Kills a training run with SIGKILL at random moments and shows that nothing is lost.
+"""Kills a training run with SIGKILL at random moments, in start-up and in training, and shows that
+nothing is lost.
 
 Trains twice: once in peace, once killed again and again and started anew with the same command.
 The final weights, optimizer and counters must be equal bit for bit.
 
 $ python scripts/kill_and_resume.py --config configs/photos_nano.yaml --workdir /tmp/kills \
-      --kills 10 train.steps=300 train.checkpoint_every=20
+      --kills 10 train.steps=300 train.checkpoint_every=20 train.log_every=5
 """
 
 import json
@@ -58,10 +59,16 @@ def main(
     starting = _wait(start("peace"))
     print(f"in peace: {seconds:.0f} s, of which starting took about {starting:.0f} s")
     moments = random.Random(seed)
+    stepping = 1.5 * (seconds - starting) / kills
     done = 0
     while done < kills:
-        process = start("killed")
-        time.sleep(moments.uniform(0, starting + 1.5 * (seconds - starting) / kills))
+        before, process = _step(workdir), start("killed")
+        if done % 2:  # every second kill may hit start-up, the others training and saving
+            time.sleep(moments.uniform(0, starting))
+        else:
+            while _step(workdir) == before and process.poll() is None:
+                time.sleep(0.1)
+            time.sleep(moments.uniform(0, stepping))
         process.send_signal(signal.SIGKILL)
         if process.wait() != -signal.SIGKILL:
             print(f"the run ended before kill {done + 1}; more train.steps give it time")

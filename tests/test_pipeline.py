@@ -4,6 +4,9 @@ import dataclasses
 import itertools
 import os
 import pickle
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -284,3 +287,36 @@ def test_an_interrupted_cache_is_cleaned_up(config: DataConfig, tmp_path: Path) 
 def test_what_cannot_be_loaded_is_said(config: DataConfig, change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_loader(dataclasses.replace(config, **change), "train", 0, 2)
+
+
+_WORKING = """
+import multiprocessing, time
+from zmar_jax.config import DataConfig
+from zmar_jax.data.pipeline import make_loader
+
+if __name__ == "__main__":
+    loader = make_loader(
+        DataConfig(folder={folder!r}, data_dir={cache!r}, crop=16, workers=1), "train"
+    )
+    next(loader)
+    print(multiprocessing.active_children()[0].pid, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_process_that_was_killed(folder: Path, tmp_path: Path) -> None:
+    script = tmp_path / "working.py"
+    script.write_text(_WORKING.format(folder=str(folder), cache=str(tmp_path / "cache")))
+    process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    worker = int(process.stdout.readline())
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 20
+    while Path(f"/proc/{worker}/stat").exists() and time.monotonic() < deadline:
+        # nobody may be there to collect it
+        if Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.1)
+    assert not Path(f"/proc/{worker}").exists()

@@ -310,7 +310,6 @@ def test_the_ablation_has_no_mask_tensors_and_is_inferred() -> None:
     assert not any("mask" in path for path in flatten_dict(params))
 
 
-
 @quickly
 @given(data=st.data())
 def test_inferring_from_mutilated_shapes_ends_well(data: st.DataObject) -> None:

@@ -6,8 +6,11 @@ contiguous rows of the same global batch.
 
 import dataclasses
 import functools
+import multiprocessing
+import os
 import signal
 import sys
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -110,7 +113,7 @@ class Loader(Iterator[Batch]):
             # Grain reads absl's flags, which programs without absl.app never parse
             flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=1)
-            stream = stream.mp_prefetch(options, worker_init_fn=_ignore_signals)
+            stream = stream.mp_prefetch(options, worker_init_fn=_follow_parent)
         self._iterator = iter(stream)
 
 
@@ -204,10 +207,18 @@ class EvalBatches:
         return {"low": low, "gt": gt, "id": self.examples.cache.ids[i], "valid": row < len(chosen)}
 
 
-def _ignore_signals(worker: int, workers: int) -> None:
-    """Ctrl-C and SIGTERM go to all processes; it is the training process that decides to end."""
+def _follow_parent(worker: int, workers: int) -> None:
+    """Ctrl-C and SIGTERM go to all processes, but it is the training process that decides to end;
+    and where it was killed, nobody else tells its workers."""
     for signum in (signal.SIGINT, signal.SIGTERM):
         signal.signal(signum, signal.SIG_IGN)
+    if parent := multiprocessing.parent_process():
+        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
 
 
 # NumPy pads short seeds with zeros, so that streams need a first number of their own
