@@ -6,14 +6,16 @@ import tyro
 
 from zmar_jax.cli.benchmark import benchmark
 from zmar_jax.cli.console import UsageError, err
+from zmar_jax.cli.evaluate import evaluate
 from zmar_jax.cli.mask import mask
 from zmar_jax.cli.prepare import prepare
 from zmar_jax.cli.restore import restore
+from zmar_jax.cli.score import score
 from zmar_jax.cli.train import train
 from zmar_jax.cli.weights import convert, info
 
 app = tyro.extras.SubcommandApp()
-for command in (restore, convert, info, mask, prepare, train):
+for command in (restore, convert, info, mask, prepare, train, evaluate, score):
     app.command(command)
 app.command(benchmark, name="benchmark", help="Time the project's programs on this machine.")
 
@@ -40,11 +42,12 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from zmar_jax.checkpoint import CheckpointError
     from zmar_jax.config import ConfigError
     from zmar_jax.data import DataError
+    from zmar_jax.evaluate.records import EvaluationError
     from zmar_jax.images import ImageError
     from zmar_jax.torch_port import WeightsError
     from zmar_jax.train import TrainingError
 
     return (
         *(UsageError, CheckpointError, ConfigError, DataError, ImageError),
-        *(TrainingError, WeightsError),
+        *(EvaluationError, TrainingError, WeightsError),
     )

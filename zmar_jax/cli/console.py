@@ -49,3 +49,12 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UsageError(f"{folder}: cannot be made ({e.strerror}); choose another folder") from e
+
+
+def range_of(option: str, text: str) -> tuple[float, float]:
+    """The numbers of LOW:HIGH; whether they are a range, the configuration checks."""
+    try:
+        low, high = map(float, text.split(":"))
+    except ValueError:
+        raise UsageError(f"{option} must be LOW:HIGH, as in 0.1:0.3, got {text!r}") from None
+    return low, high

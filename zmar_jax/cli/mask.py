@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from zmar_jax.cli.console import UsageError, make_folder, out, progress
+from zmar_jax.cli.console import UsageError, make_folder, out, progress, range_of
 
 
 def mask(
@@ -59,9 +59,9 @@ def mask(
     if masks:
         mask_config = MaskConfig(source=str(masks.resolve()))
     if share:
-        mask_config = MaskConfig(share=_range("--share", share))
+        mask_config = MaskConfig(share=range_of("--share", share))
     dark_config = (
-        DarkenConfig(exposure=_range("--exposure", exposure)) if exposure else DarkenConfig()
+        DarkenConfig(exposure=range_of("--exposure", exposure)) if exposure else DarkenConfig()
     )
     options = CopyOptions(seed, mask_config, dark_config if darken else None, panel)
     copies = plan_copies(find_photos([source]), target)
@@ -70,11 +70,3 @@ def mask(
         failed = write_copies(copies, options, step)
     out.print(f"{len(copies) - len(failed)} of {len(copies)} masked into {target}")
     return 1 if failed else 0
-
-
-def _range(option: str, text: str) -> tuple[float, float]:
-    try:
-        low, high = map(float, text.split(":"))
-    except ValueError:
-        raise UsageError(f"{option} must be LOW:HIGH, as in 0.1:0.3, got {text!r}") from None
-    return low, high

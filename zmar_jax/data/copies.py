@@ -80,7 +80,7 @@ def write_copies(
 
 def _write_copy(copy: Copy, options: CopyOptions, masks: Sequence[np.ndarray]) -> None:
     photo = read_photo(copy.source)
-    steps = [_eight_bits(photo.rgb)] if options.panel else []
+    steps = [eight_bits(photo.rgb)] if options.panel else []
     seed = id_seed(options.seed, copy.name)
     if options.darken:
         photo = darken_photo(photo, seed, options.darken)
@@ -90,15 +90,15 @@ def _write_copy(copy: Copy, options: CopyOptions, masks: Sequence[np.ndarray]) -
     write_photo(copy.image, photo)
     write_photo(copy.mask, _mask_photo(lost))
     if options.panel:
-        write_photo(copy.panel, Photo(_side_by_side([*steps, _eight_bits(photo.rgb)])))
+        write_photo(copy.panel, Photo(_side_by_side([*steps, eight_bits(photo.rgb)])))
 
 
 def darken_photo(photo: Photo, seed: int, config: DarkenConfig) -> Photo:
     """`degrade.darken` of any photograph: 8 bits; alpha stays, grey has one noise and no cast."""
-    rgb = darken(_eight_bits(photo.rgb), seed, config)
+    rgb = darken(eight_bits(photo.rgb), seed, config)
     if photo.grey:
         rgb = np.repeat(rgb[..., 1:2], 3, axis=-1)
-    alpha = None if photo.alpha is None else _eight_bits(photo.alpha)
+    alpha = None if photo.alpha is None else eight_bits(photo.alpha)
     return dataclasses.replace(photo, rgb=rgb, alpha=alpha)
 
 
@@ -106,7 +106,8 @@ def _mask_photo(lost: np.ndarray) -> Photo:
     return Photo(np.repeat(np.where(lost, np.uint8(255), np.uint8(0))[..., None], 3, -1), grey=True)
 
 
-def _eight_bits(pixels: np.ndarray) -> np.ndarray:
+def eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """uint8 of uint8 or uint16 pixels, rounded."""
     if pixels.dtype == np.uint8:
         return pixels
     return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)

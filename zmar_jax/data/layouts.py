@@ -287,11 +287,16 @@ def _exposures(
     yield from ((low.stem, low, gts[0]) for low in lows)
 
 
+def pairing_key(stem: str) -> str:
+    """What both files of a pair are called: their stem in lower case, without low or high first."""
+    return re.sub(r"^(low|normal|high)[-_]?(?=.)", "", stem.casefold())
+
+
 def _keyed(paths: Sequence[Path], problems: list[str]) -> dict[str, Path]:
     keyed: dict[str, Path] = {}
     for path in paths:
         name = path.name if path.is_dir() else path.stem
-        key = re.sub(r"^(low|normal|high)[-_]?(?=.)", "", name.casefold())
+        key = pairing_key(name)
         if key in keyed:
             problems.append(f"{path}: pairs as {key}, and so does {keyed[key]}")
         keyed.setdefault(key, path)

@@ -59,7 +59,7 @@ def pictures(config: DataConfig, split: Split) -> Pictures:
     prepared = open_prepared(config.name, data_dir, "train" if split == "train" else "test")
     chosen = range(len(prepared))
     if split == "val" and config.name.startswith("sdsd") and config.sdsd_test_frames:
-        chosen = _first_of_each_scene(prepared.ids, config.sdsd_test_frames)
+        chosen = first_of_each_scene(prepared.ids, config.sdsd_test_frames)
 
     def read(i: int) -> tuple[np.ndarray, ...]:
         _, low, gt = prepared[chosen[i]]
@@ -121,7 +121,8 @@ def _sample(path: Path) -> str:
     return f"{size} {hashlib.blake2b(head + tail).hexdigest()}"
 
 
-def _first_of_each_scene(ids: Sequence[str], frames: int) -> list[int]:
+def first_of_each_scene(ids: Sequence[str], frames: int) -> list[int]:
+    """Indices of the first `frames` ids, SCENE/FRAME, of each scene."""
     seen: dict[str, int] = {}
     chosen = []
     for i in sorted(range(len(ids)), key=ids.__getitem__):

@@ -25,6 +25,7 @@ class Prepared:
 
     ids: of every example, sorted; unique within the split.
     sizes: (height, width) of every example.
+    checksums: of the bytes of every example.
     fingerprint: 32 hex digits that change with any id, size or byte of an image.
     """
 
@@ -35,7 +36,7 @@ class Prepared:
         self.ids: tuple[str, ...] = tuple(e["id"] for e in examples)
         self.sizes: tuple[tuple[int, int], ...] = tuple((e["height"], e["width"]) for e in examples)
         self.fingerprint: str = manifest["splits"][split]["fingerprint"]
-        self._checksums = tuple(e["checksum"] for e in examples)
+        self.checksums: tuple[str, ...] = tuple(e["checksum"] for e in examples)
         self._folder = folder
 
     def __len__(self) -> int:
@@ -52,7 +53,7 @@ class Prepared:
         index = range(len(self))[index]
         try:
             record = self._records[index]
-            intact = checksum(record) == self._checksums[index]
+            intact = checksum(record) == self.checksums[index]
         except Exception as e:  # array_record raises errors of many types
             raise DataError(self._damaged(index, str(e))) from e
         if not intact:

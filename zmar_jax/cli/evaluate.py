@@ -1,0 +1,123 @@
+"""`evaluate`."""
+
+import math
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from zmar_jax.cli.console import UsageError, err, out, progress, range_of, table_of
+
+
+def evaluate(
+    *,
+    data: str,
+    checkpoint: Annotated[Path, arg(aliases=["-c"])],
+    out_dir: Annotated[Path, arg(name="out", aliases=["-o"])] = Path("evaluation"),
+    protocol: Literal["zmar", "rf"] = "zmar",
+    gt_mean: bool = False,
+    masks: str | None = None,
+    samples: int = 1,
+    heat: float = 0.0,
+    self_ensemble: bool = False,
+    seed: int = 0,
+    data_dir: Annotated[Path, arg(name="data-dir")] = Path("data"),
+    exposure: str | None = None,
+    sdsd_frames: int | None = None,
+    batch: int | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Measure how well weights restore: PSNR, SSIM, bits per dimension, and a report to look at.
+
+    Writes metrics.json, per_image.csv, table.md, report.html and the restored pictures. Started
+    again it goes on where it was; with other weights or options it is refused, unless you say
+    --overwrite. Pictures of one size are batched, over all devices of this machine.
+
+    $ zmar-jax evaluate --data lol_v1 --checkpoint LOLv1_G.pth
+
+    $ zmar-jax evaluate --data my_pairs/ -c runs/nano -o evaluation --protocol rf
+
+    $ zmar-jax evaluate --data builtin -c runs/nano --samples 8 --heat 0.5
+
+    Args:
+      data: A prepared benchmark, of which the test split is taken; a folder with subfolders low
+        (or input) and gt (or high, normal, target) of the same names; a folder of clean
+        photographs, which are darkened as `zmar-jax mask --darken` does; or builtin, the ones that
+        come with scikit-image.
+      checkpoint: Weights: .pth, .safetensors, an Orbax directory or a training run's workdir.
+      out_dir: Folder to write to.
+      protocol: How to score: zmar as the authors, rf as Retinexformer. Not interchangeable.
+      gt_mean: Scale restored pictures to the ground truth's brightness first; for comparison with
+        papers that do.
+      masks: Lost pixels: procedural, none, or a folder of mask images. If not given, photographs
+        lose some, and so do benchmarks that are scored by zmar; all else is taken as it is.
+      samples: How many restorations to average, at heat above 0; gives an uncertainty map.
+      heat: Standard deviation of the latent: 0 gives the most likely picture.
+      self_ensemble: Average the restorations of all eight turns and mirrors of a picture.
+      seed: Of masks, darkening, samples and the noise of the likelihood.
+      data_dir: Where `zmar-jax prepare` wrote the benchmark.
+      exposure: Factor on linear light of clean photographs, LOW:HIGH; 0.03:0.3 if not given.
+      sdsd_frames: Frames to take of each SDSD scene: 30 as SNR-Aware does; all if not given.
+      batch: Pictures that each device computes at once; about a megapixel of them if not given,
+        and one on a CPU.
+      overwrite: Begin again, whatever the output folder holds.
+    """
+    from zmar_jax import compilation
+    from zmar_jax.config import DarkenConfig, MaskConfig
+    from zmar_jax.evaluate import evaluation, pairs, records, report, table
+    from zmar_jax.evaluate.network import Network, Sampling
+    from zmar_jax.weights import load_weights
+
+    if not 0 <= heat < math.inf:
+        raise UsageError(f"--heat must be 0 or more, got {heat}")
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"--seed must be 0 or more and below 2**32, got {seed}")
+    for option, number in (("samples", samples), ("sdsd-frames", sdsd_frames), ("batch", batch)):
+        if number is not None and number < 1:
+            raise UsageError(f"--{option} must be 1 or more, got {number}")
+    if samples > 1 and heat == 0:
+        raise UsageError("--samples above 1 needs --heat above 0, else all samples are the same")
+    kind = pairs.kind_of(data)
+    if exposure and kind != "photographs":
+        raise UsageError(f"--exposure is of clean photographs; {data} has dark pictures")
+    if sdsd_frames and not data.startswith("sdsd"):
+        raise UsageError(f"--sdsd-frames is of the SDSD benchmarks; {data} is none")
+    _apart(Path(data), out_dir)
+    lost = kind == "photographs" or (kind == "benchmark" and protocol == "zmar")
+    source = pairs.Source(
+        data,
+        data_dir,
+        MaskConfig(source=masks or ("procedural" if lost else "none")),
+        DarkenConfig(exposure=range_of("--exposure", exposure)) if exposure else DarkenConfig(),
+        sdsd_frames,
+        seed,
+    )
+    sampling = Sampling(heat, samples, self_ensemble, seed)
+    scoring = evaluation.Scoring(protocol, gt_mean)
+    opened = pairs.open_pairs(source)
+    weights = load_weights(checkpoint)
+    settings = evaluation.settings(opened, source, weights, sampling, scoring)
+    kept = records.Records(out_dir, settings, overwrite)
+    compilation.enable_cache()
+    with progress(len(opened.ids), "evaluating") as step:
+        found = evaluation.run(opened, Network(weights, batch), kept, sampling, scoring, step)
+    result = evaluation.evaluation(settings, found)
+    table.write_numbers(result, out_dir)
+    with progress(len(opened.ids), "report") as step:
+        path = report.write_report(result, opened, out_dir, step)
+    shown = table_of(f"{data} -> {out_dir}")
+    for name, value, detail in table.facts(result):
+        shown.add_row(name, f"{value}  {detail}")
+    shown.add_row("report", str(path))
+    out.print(shown)
+    for name in evaluation.not_finite(result):
+        err.print(f"warning: {name}: its restoration is not finite", style="yellow")
+
+
+def _apart(data: Path, out_dir: Path) -> None:
+    """Results must not become inputs, nor replace them."""
+    data, target = data.expanduser().resolve(), out_dir.resolve()
+    if data.is_dir() and (target.is_relative_to(data) or data.is_relative_to(target)):
+        raise UsageError(
+            f"{out_dir}: lies in the folder of pictures, or they in it; choose another"
+        )

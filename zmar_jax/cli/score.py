@@ -1,0 +1,63 @@
+"""`score`."""
+
+import json
+import math
+from pathlib import Path
+from typing import Annotated
+
+from rich.table import Table
+from tyro.conf import arg
+
+from zmar_jax.cli.console import UsageError, out, progress
+
+
+def score(
+    *,
+    low: Path,
+    restored: Path,
+    checkpoint: Annotated[Path, arg(aliases=["-c"])],
+    seed: int = 0,
+    json_output: Annotated[bool, arg(name="json")] = False,
+) -> None:
+    """Tell how plausible restorations are: their likelihood given the low pictures.
+
+    That is the negative log-likelihood in bits per dimension; lower is more plausible. Compare
+    restorations of the same low picture only: it depends on the scene as well. Any method's
+    restorations will do, and so will ground truths.
+
+    $ zmar-jax score --low low.png --restored restored.png -c weights
+
+    $ zmar-jax score --low low/ --restored restored/ -c weights --json
+
+    Args:
+      low: Dark picture, or a folder of them.
+      restored: Restored picture, or a folder of them with the same names.
+      checkpoint: Weights: .pth, .safetensors, an Orbax directory or a training run's workdir.
+      seed: Of the dequantisation noise.
+      json_output: Print JSON instead of a table.
+    """
+    from zmar_jax import compilation
+    from zmar_jax.evaluate.likelihood import find_pairs, score_pairs
+    from zmar_jax.evaluate.network import Network
+    from zmar_jax.weights import load_weights
+
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"--seed must be 0 or more and below 2**32, got {seed}")
+    pairs = find_pairs(low, restored)
+    weights = load_weights(checkpoint)
+    compilation.enable_cache()
+    with progress(len(pairs), "scoring") as step:
+        scores = score_pairs(Network(weights), pairs, seed, step)
+    mean = math.fsum(scores.values()) / len(scores)
+    if json_output:
+        result = {"weights": weights.checksum, "seed": seed, "mean": mean, "bits_per_dim": scores}
+        out.print(json.dumps(result))
+        return
+    table = Table(title="negative log-likelihood, bits per dimension")
+    table.add_column("picture")
+    table.add_column("bits/dim", justify="right")
+    for id_, bits in scores.items():
+        table.add_row(id_, f"{bits:.4f}")
+    table.add_section()
+    table.add_row("mean", f"{mean:.4f}")
+    out.print(table)

@@ -1,0 +1,1 @@
+"""Evaluating weights on pairs of pictures."""

@@ -1,0 +1,53 @@
+"""How plausible restorations are: their likelihood given the low pictures."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from zmar_jax.data.errors import DataError
+from zmar_jax.data.hashing import id_seed
+from zmar_jax.evaluate.network import Network, batches
+from zmar_jax.evaluate.pairs import inspect, match, read_eight_bits
+from zmar_jax.images import find_photos
+
+Step = Callable[[Path, Path, Exception | None], None]
+
+
+def find_pairs(low: Path, restored: Path) -> list[tuple[str, Path, Path]]:
+    """(id, low, restored) of two files, or of two folders by name (`pairs.match`).
+
+    Raises:
+      DataError, ImageError: a file and a folder, or folders whose files do not pair.
+    """
+    if low.is_dir() != restored.is_dir():
+        raise DataError(f"expected two files or two folders, got {low} and {restored}")
+    if low.is_dir():
+        return match(find_photos([low]), find_photos([restored]))
+    return [(low.stem, low, restored)]
+
+
+def score_pairs(
+    network: Network,
+    pairs: list[tuple[str, Path, Path]],
+    seed: int = 0,
+    step: Step = lambda low, restored, error: None,
+) -> dict[str, float]:
+    """Negative log-likelihood of each restored picture given its low one, bits per dimension.
+
+    Args:
+      pairs: (id, low, restored); seed: of the dequantisation noise, which is another for each id.
+
+    Raises:
+      DataError: pictures that cannot be read, of two sizes in one pair, or below 16x16.
+    """
+    sizes, _ = inspect([(low, restored) for _, low, restored in pairs])
+    scores = {}
+    for batch in batches(sizes, network.rows):
+        ids, lows, restored = zip(*(pairs[i] for i in batch), strict=True)
+        conditions = network.encode([read_eight_bits(path) for path in lows])
+        seeds = [id_seed(seed, id_) for id_ in ids]
+        pictures = [read_eight_bits(path) for path in restored]
+        bits = network.bits_per_dim(pictures, seeds, conditions)
+        scores |= dict(zip(ids, bits, strict=True))
+        for paths in zip(lows, restored, strict=True):
+            step(*paths, None)
+    return {id_: scores[id_] for id_, _, _ in pairs}

@@ -1,0 +1,217 @@
+"""The model over all devices of this machine: restorations and likelihoods of batches."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+
+from zmar_jax import compilation, losses, ops, sharding
+from zmar_jax.flow import invert_weights
+from zmar_jax.models import ZmarSNFlow
+from zmar_jax.torch_port import WeightsError
+from zmar_jax.weights import Weights
+
+Array = jax.Array
+Pictures = Sequence[np.ndarray]
+"""uint8 [H, W, 3] each, at least 16x16, of one padded size."""
+
+MEGAPIXEL = 1 << 20
+_AS_IT_IS = (0, False)
+_DIHEDRAL = tuple((turns, mirror) for mirror in (False, True) for turns in range(4))
+"""Quarter turns and whether to mirror: the eight symmetries of a square."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """Which restorations of a picture are averaged; their deviation is its uncertainty.
+
+    As `Restorer.sample`; `self_ensemble` restores the picture in all eight turns and mirrors, too.
+    """
+
+    heat: float = 0.0
+    samples: int = 1
+    self_ensemble: bool = False
+    seed: int = 0
+
+    @property
+    def members(self) -> int:
+        """Restorations of each picture."""
+        return self.samples * len(self.symmetries)
+
+    @property
+    def symmetries(self) -> tuple[tuple[int, bool], ...]:
+        return _DIHEDRAL if self.self_ensemble else (_AS_IT_IS,)
+
+
+class Network:
+    """Programs for batches that are split over `devices`; each padded size is compiled once.
+
+    `seconds` counts what they ran, without compiling.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        per_device: int | None = None,
+        devices: Sequence[Any] | None = None,
+    ):
+        """`per_device` pictures are computed at once on each device; None is about a megapixel of
+        them, or one on a CPU."""
+        mesh = sharding.make_mesh(devices=devices)
+        model = ZmarSNFlow(weights.config, compilation.stripe_bytes())
+        self.seconds, self._mesh, self._per_device = 0.0, mesh, per_device
+        try:
+            variables = {"params": weights.params, "inverse": invert_weights(weights.params)}
+        except np.linalg.LinAlgError as e:
+            raise WeightsError(f"an invconv.weight is singular ({e}); use other weights") from e
+        self._variables = jax.device_put(variables, NamedSharding(mesh, sharding.REPLICATED))
+        self._compiled: dict[Any, Any] = {}
+        quantization = weights.config.quantization
+
+        def encode(variables: Any, low: Array) -> Any:
+            low = sharding.constrain(low, sharding.BATCH)
+            conditions = model.apply(variables, *ops.network_input(low), method="encode")
+            return sharding.constrain(conditions, sharding.BATCH)
+
+        def decode(variables: Any, z: Array, conditions: Any) -> Array:
+            z = jnp.broadcast_to(z, (len(conditions["fea_up0"]), *z.shape[1:]))
+            x, _ = model.apply(variables, z, conditions, method="decode")
+            return sharding.constrain(jnp.clip(x, 0, 1), sharding.BATCH)
+
+        def bits(variables: Any, gt: Array, seeds: Array, conditions: Any) -> Array:
+            def noise(seed: Array) -> Array:
+                return jax.random.uniform(jax.random.key(seed), gt.shape[1:]) - 0.5
+
+            args = (ops.to_unit(gt), conditions, jax.vmap(noise)(seeds))
+            nll = model.apply(variables, *args, method="conditional_nll")
+            return losses.bits_per_dim(nll, quantization)
+
+        self._encode, self._decode, self._bits = (
+            sharding.jit(program, mesh) for program in (encode, decode, bits)
+        )
+
+    def rows(self, height: int, width: int) -> int:
+        """Pictures of a batch, given their padded size."""
+        per_device = self._per_device
+        if per_device is None:
+            on_cpu = jax.default_backend() == "cpu"
+            per_device = 1 if on_cpu else max(MEGAPIXEL // (height * width), 1)
+        return per_device * self._mesh.size
+
+    def encode(self, lows: Pictures) -> Any:
+        """The flow's conditions, of a whole batch."""
+        return self._run(self._encode, self._variables, self._batch(lows))
+
+    def restore(
+        self, lows: Pictures, sampling: Sampling, conditions: Any
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Mean and standard deviation over the restorations of each picture.
+
+        Args:
+          conditions: what `encode` returned for the same pictures.
+
+        Returns:
+          float64 [H, W, 3] both, of 1 = white; NaN where a restoration is not finite.
+        """
+        tallies = [_Tally(low.shape) for low in lows]
+        for turns, mirror in sampling.symmetries:
+            if (turns, mirror) != _AS_IT_IS:
+                conditions = self.encode([_turn(low, turns, mirror) for low in lows])
+            for i in range(sampling.samples):
+                z = _latent(conditions["fea_up0"].shape, sampling, i)
+                x = np.asarray(self._run(self._decode, self._variables, z, conditions))
+                for low, tally, picture in zip(lows, tallies, x, strict=False):
+                    height, width = low.shape[1::-1] if turns % 2 else low.shape[:2]
+                    tally.add(_turn_back(picture[:height, :width], turns, mirror))
+        return [(tally.mean, np.sqrt(tally.squares / tally.count)) for tally in tallies]
+
+    def bits_per_dim(self, gts: Pictures, seeds: Sequence[int], conditions: Any) -> list[float]:
+        """Negative log-likelihood of each picture, bits per dimension (`losses.bits_per_dim`).
+
+        Of the pictures as they are padded to multiples of 8.
+
+        Args:
+          seeds: of each picture's dequantisation noise, below 2**32.
+          conditions: what `encode` returned for their low pictures.
+        """
+        batch = self._batch(gts)
+        filled = self._split(_filled(np.asarray(seeds, np.uint32), len(batch)))
+        bits = self._run(self._bits, self._variables, batch, filled, conditions)
+        return np.asarray(bits)[: len(gts)].tolist()
+
+    def _batch(self, pictures: Pictures) -> Array:
+        padded = np.stack([_pad(picture) for picture in pictures])
+        return self._split(_filled(padded, self.rows(*padded.shape[1:3])))
+
+    def _split(self, array: np.ndarray) -> Array:
+        return sharding.shard_batch({"": array}, self._mesh)[""]
+
+    def _run(self, program: sharding.Program, *args: Any) -> Any:
+        key = (id(program), *(leaf.shape for leaf in jax.tree.leaves(args[1:])))
+        if key not in self._compiled:
+            self._compiled[key] = program.compile(*args)
+        start = time.perf_counter()
+        result = jax.block_until_ready(self._compiled[key](*args))
+        self.seconds += time.perf_counter() - start
+        return result
+
+
+class _Tally:
+    """Welford's mean and sum of squared deviations: no cancellation, however many."""
+
+    def __init__(self, shape: tuple[int, ...]):
+        self.count, self.mean, self.squares = 0, np.zeros(shape), np.zeros(shape)
+
+    def add(self, x: np.ndarray) -> None:
+        self.count += 1
+        # infinite is as broken as NaN
+        delta = np.where(np.isfinite(x), x, np.nan) - self.mean
+        self.mean = self.mean + delta / self.count
+        self.squares = self.squares + delta * (x - self.mean)
+
+
+def batches(sizes: Sequence[tuple[int, int]], rows: Callable[[int, int], int]) -> list[list[int]]:
+    """Indices of pictures, in batches of one padded size; what is in a batch depends on all sizes
+    alone, so that it stays the same when a run goes on.
+
+    Args:
+      rows: of a batch, given the padded height and width.
+    """
+    buckets: dict[tuple[int, int], list[int]] = {}
+    for i, (height, width) in enumerate(sizes):
+        buckets.setdefault((height + -height % 8, width + -width % 8), []).append(i)
+    found = []
+    for size, indices in buckets.items():
+        step = rows(*size)
+        found += [indices[start : start + step] for start in range(0, len(indices), step)]
+    return found
+
+
+def _latent(coarsest: tuple[int, ...], sampling: Sampling, i: int) -> Array:
+    """[1, H/8, W/8, 192] of the i-th sample: that of `Restorer.sample`, whatever the batch."""
+    rng = jax.random.fold_in(jax.random.key(sampling.seed), i)
+    return sampling.heat * jax.random.normal(rng, (1, *coarsest[1:3], 192))
+
+
+def _turn(image: np.ndarray, turns: int, mirror: bool) -> np.ndarray:
+    image = np.rot90(image, turns)
+    return image[:, ::-1] if mirror else image
+
+
+def _turn_back(image: np.ndarray, turns: int, mirror: bool) -> np.ndarray:
+    return np.rot90(image[:, ::-1] if mirror else image, -turns)
+
+
+def _pad(image: np.ndarray) -> np.ndarray:
+    height, width, _ = image.shape
+    return np.pad(image, ((0, -height % 8), (0, -width % 8), (0, 0)), mode="reflect")
+
+
+def _filled(array: np.ndarray, rows: int) -> np.ndarray:
+    """The last row repeated up to `rows`."""
+    return array[np.minimum(np.arange(rows), len(array) - 1)]

@@ -1,0 +1,174 @@
+"""What an evaluation has done so far, so that it can go on.
+
+```
+OUT/evaluation.json           settings: weights, data, protocol, sampling
+OUT/records.jsonl             one line for each picture that is done
+OUT/restored/ID.png           its restoration
+OUT/uncertainty/ID.png        16-bit grey, 1/256 of a level of 255
+```
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zmar_jax.images import Photo, write_photo
+from zmar_jax.run.folder import write_whole
+
+RESTORED, UNCERTAINTY = "restored", "uncertainty"
+_SETTINGS, _RECORDS = "evaluation.json", "records.jsonl"
+_FINENESS = 256
+Record = dict[str, Any]
+
+
+class EvaluationError(ValueError):
+    """An evaluation that cannot be begun, gone on with or written."""
+
+
+class Records:
+    """The finished pictures of one evaluation, by id.
+
+    A picture counts as finished if its line is whole, its inputs are the same as then, and its
+    files are as they were written; else it is computed again.
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any], overwrite: bool = False):
+        """Goes on in `folder`, or begins there.
+
+        Raises:
+          EvaluationError: the folder holds an evaluation with other settings and `overwrite` is
+            off, or it cannot be read or written.
+        """
+        self.folder, self._path = folder, folder / _RECORDS
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lines = _read(self._path)
+            there = folder / _SETTINGS
+            if overwrite:
+                self._discard()
+            elif there.exists():
+                _compare(there, settings)
+            write_whole(there, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+            # drops what a killed process left half-written
+            write_whole(self._path, "".join(_line(record) for record in self._lines.values()))
+
+    def find(self, id_: str, digest: str) -> Record | None:
+        """The record of a finished picture with these inputs."""
+        record = self._lines.get(id_)
+        if record is None or record["digest"] != digest:
+            return None
+        whole = all(_digest(self.folder / name) == was for name, was in record["files"].items())
+        return record if whole else None
+
+    def add(
+        self, id_: str, digest: str, restored: np.ndarray, std: np.ndarray | None, values: Record
+    ) -> Record:
+        """Writes the pictures, then the record, which makes them count.
+
+        Args:
+          restored: uint8 [H, W, 3]; std: float [H, W], in levels of 255, or None.
+
+        Raises:
+          EvaluationError, ImageError: they cannot be written.
+        """
+        photos = {f"{RESTORED}/{id_}.png": Photo(restored)}
+        if std is not None:
+            levels = np.clip(np.round(_FINENESS * np.nan_to_num(std)), 0, 65535).astype(np.uint16)
+            photos[f"{UNCERTAINTY}/{id_}.png"] = Photo(
+                np.repeat(levels[..., None], 3, -1), grey=True
+            )
+        for name, photo in photos.items():
+            write_photo(self.folder / name, photo)
+        files = {name: _digest(self.folder / name) for name in photos}
+        record = {"id": id_, "digest": digest, "files": files, **plain(values)}
+        with writing(self._path), self._path.open("a", encoding="utf-8") as file:
+            file.write(_line(record))
+            file.flush()
+            os.fsync(file.fileno())
+        self._lines[id_] = record
+        return record
+
+    def _discard(self) -> None:
+        """Removes what this evaluation wrote, and nothing else."""
+        self._path.unlink(missing_ok=True)
+        for record in self._lines.values():
+            for name in record["files"]:
+                (self.folder / name).unlink(missing_ok=True)
+        self._lines = {}
+
+
+def levels_of(uncertainty: np.ndarray) -> np.ndarray:
+    """Standard deviation in levels of 255, float32 [H, W], of a written uncertainty map."""
+    return uncertainty[..., 0].astype(np.float32) / _FINENESS
+
+
+def plain(values: Mapping[str, Any]) -> Record:
+    """`values` for JSON, which has neither NaN nor infinity."""
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in values.items()
+    }
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise EvaluationError(
+            f"{e.filename or path}: cannot be written ({e.strerror}); mend that and start again: "
+            "what is done is kept"
+        ) from e
+
+
+def _read(path: Path) -> dict[str, Record]:
+    """Whole lines, by id; the last one of an id counts."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    found = {}
+    for line in text.splitlines(keepends=True):
+        # a killed process may leave half a line
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            record = json.loads(line)
+            if line.endswith("\n") and record["files"].keys() and record["digest"]:
+                found[record["id"]] = record
+    return found
+
+
+def _line(record: Record) -> str:
+    # \u escapes: a line separator within a name must not break the line
+    return json.dumps(record) + "\n"
+
+
+def _compare(path: Path, settings: Mapping[str, Any]) -> None:
+    now = json.loads(json.dumps(settings))
+    try:
+        was = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(was, dict):
+            raise ValueError("no object")
+    except ValueError as e:
+        raise EvaluationError(f"{path}: damaged ({e}); give --overwrite to begin again") from e
+    changed = [
+        f"{key} {json.dumps(was.get(key))}, not {json.dumps(now.get(key))}"
+        for key in {**now, **was}
+        if was.get(key) != now.get(key)
+    ]
+    if changed:
+        raise EvaluationError(
+            f"{path.parent}: holds an evaluation with other settings: {'; '.join(changed)}. Choose "
+            "another --out, or give --overwrite to begin again"
+        )
+
+
+def _digest(path: Path) -> str | None:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "blake2b").hexdigest()[:32]
+    except OSError:
+        return None
