@@ -1,0 +1,187 @@
+"""What --data names, which pictures pair, and which numbers may stand in one column."""
+
+import dataclasses
+from pathlib import Path
+
+import benchmark_folders
+import numpy as np
+import pytest
+
+from zmar_jax import cli
+from zmar_jax.config import DATASETS, DarkenConfig, MaskConfig
+from zmar_jax.data import DataError, datasets
+from zmar_jax.evaluate import table
+from zmar_jax.evaluate.evaluation import evaluation
+from zmar_jax.evaluate.pairs import Source, kind_of, open_pairs
+from zmar_jax.images import Photo, read_photo, write_photo
+
+NO_MASKS = MaskConfig(source="none")
+REFERENCE = Path("/work/shared/reference/DATASETS.md")
+
+
+def picture(seed: int, size: tuple[int, int] = (20, 28)) -> np.ndarray:
+    return np.random.default_rng(seed).integers(1, 256, (*size, 3), np.uint8)
+
+
+def put(path: Path, pixels: np.ndarray) -> None:
+    write_photo(path, Photo(pixels))
+
+
+@pytest.mark.parametrize(
+    ("low", "gt"), [("low", "gt"), ("low", "high"), ("Low", "Normal"), ("input", "target")]
+)
+def test_folders_of_pairs(low, gt, tmp_path):
+    put(tmp_path / low / "night" / "low007.png", picture(1))
+    put(tmp_path / gt / "night" / "normal007.bmp", picture(2))
+    put(tmp_path / low / "2.png", picture(3, (16, 40)))
+    put(tmp_path / gt / "2.tif", picture(4, (16, 40)))
+    assert kind_of(str(tmp_path)) == "pairs"
+    pairs = open_pairs(Source(str(tmp_path), masks=NO_MASKS))
+    assert pairs.ids == ("2", "night/low007")
+    assert pairs.sizes == ((16, 40), (20, 28))
+    for i, seed in ((0, 3), (1, 1)):
+        for found, expected in zip(pairs.read(i), (seed, seed + 1), strict=True):
+            assert np.array_equal(found, picture(expected, pairs.sizes[i]))
+
+
+def test_digests_follow_the_files_and_the_masks(tmp_path):
+    for name in ("low/1.png", "gt/1.png", "low/2.png", "gt/2.png"):
+        put(tmp_path / "pairs" / name, picture(len(name)))
+    put(tmp_path / "masks" / "m.png", np.uint8(255 * np.eye(8)[..., None].repeat(3, -1)))
+    masked = Source(str(tmp_path / "pairs"), masks=MaskConfig(source=str(tmp_path / "masks")))
+    first = open_pairs(masked)
+    put(tmp_path / "pairs" / "gt" / "2.png", picture(9))
+    second = open_pairs(masked)
+    assert first.digests[0] == second.digests[0]
+    assert first.digests[1] != second.digests[1]
+    low, _ = second.read(0)
+    assert 0 < (low == 0).all(-1).mean() < 0.3
+    put(tmp_path / "masks" / "m.png", np.uint8(255 * np.eye(9)[..., None].repeat(3, -1)))
+    assert open_pairs(masked).digests[0] != second.digests[0]
+
+
+def test_photographs_are_degraded_as_the_command_mask_does(tmp_path):
+    for name in ("a.png", "deep/b.png"):
+        put(tmp_path / "photos" / name, picture(len(name), (40, 50)))
+    grey = np.repeat(picture(7, (40, 50))[..., :1], 3, -1)
+    write_photo(tmp_path / "photos" / "grey.png", Photo(grey, grey=True))
+    options = ["--darken", "--seed", "5", "--exposure", "0.1:0.2"]
+    assert cli.main(["mask", str(tmp_path / "photos"), str(tmp_path / "out"), *options]) == 0
+    darken = DarkenConfig(exposure=(0.1, 0.2))
+    pairs = open_pairs(Source(str(tmp_path / "photos"), darken=darken, seed=5))
+    assert pairs.ids == ("a", "deep/b", "grey")
+    for i, id_ in enumerate(pairs.ids):
+        low, gt = pairs.read(i)
+        assert np.array_equal(low, read_photo(tmp_path / "out" / "images" / f"{id_}.png").rgb)
+        assert np.array_equal(gt, read_photo(tmp_path / "photos" / f"{id_}.png").rgb)
+
+
+def test_a_benchmark_gives_its_test_split_and_the_frames_asked_for(tmp_path):
+    benchmark_folders.make("sdsd_indoor", tmp_path / "source")
+    datasets.prepare("sdsd_indoor", tmp_path / "source", tmp_path, 16, warn=lambda text: None)
+    source = Source("sdsd_indoor", tmp_path, NO_MASKS)
+    pairs = open_pairs(source)
+    assert pairs.ids == ("pair1/0001", "pair1/0002", "pair1_2/0001", "pair21/0001")
+    assert pairs.sizes == ((512, 960),) * 4
+    few = open_pairs(dataclasses.replace(source, sdsd_frames=1))
+    assert few.ids == ("pair1/0001", "pair1_2/0001", "pair21/0001")
+    assert few.digests == tuple(pairs.digests[i] for i in (0, 2, 3))
+    prepared = datasets.open_prepared("sdsd_indoor", tmp_path, "test")
+    low, gt = few.read(2)
+    assert np.array_equal(low, prepared[3][1])
+    assert np.array_equal(gt, prepared[3][2])
+    masked = open_pairs(dataclasses.replace(source, masks=MaskConfig()))
+    lost = (masked.read(0)[0] == 0).all(-1)
+    assert 0.12 <= lost.mean() <= 0.4
+    assert np.array_equal(masked.read(0)[0][~lost], pairs.read(0)[0][~lost])
+
+
+@pytest.mark.parametrize(
+    ("files", "problems"),
+    [
+        ({"low/1.png": (20, 20)}, ["low and one called gt, high", "found low"]),
+        (
+            {"low/1.png": (20, 20), "gt/1.png": (20, 20), "high/1.png": (20, 20)},
+            ["found low, gt, high"],
+        ),
+        (
+            {"low/1.png": (20, 20), "low/2.png": (20, 20), "gt/1.png": (20, 20)},
+            ["low/2.png: no partner"],
+        ),
+        ({"low/1.png": (20, 24), "gt/1.png": (24, 20)}, ["1.png: 24x20, but", "1.png is 20x24"]),
+        ({"low/1.png": (15, 20), "gt/1.png": (15, 20)}, ["20x15, smaller than 16x16"]),
+        ({"low/1.png": (20, 20), "gt/1.png": None}, ["gt/1.png: cannot be read"]),
+        ({"low/a.png": (20, 20), "low/A.bmp": (20, 20), "gt/a.png": (20, 20)}, ["pairs as a"]),
+        ({"a.png": (20, 20), "a.bmp": (20, 20)}, ["more than one photograph called a"]),
+        ({"notes/readme.png": None}, ["readme.png: cannot be read"]),
+    ],
+)
+def test_folders_that_are_refused(files, problems, tmp_path):
+    for name, size in files.items():
+        if size:
+            put(tmp_path / name, picture(0, size))
+        else:
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_bytes(b"nonsense")
+    with pytest.raises(DataError) as error:
+        open_pairs(Source(str(tmp_path), masks=NO_MASKS))
+    for problem in problems:
+        assert problem in str(error.value)
+
+
+def numbers(data: str, kind: str, **changes) -> table.Table:
+    record = dict.fromkeys(("psnr", "ssim", "bits_per_dim", "psnr_input", "ssim_input"), 0.5)
+    records = [
+        {"id": "a", "lost_share": 0.25, "seconds": 1.0, **record, "psnr": 21.5 + i} for i in (0, 1)
+    ]
+    base = {"weights": "0", "seed": 0, "data": data, "kind": kind, "masks": "procedural"}
+    base |= {
+        "protocol": "zmar",
+        "gt_mean": False,
+        "heat": 0.0,
+        "samples": 1,
+        "self_ensemble": False,
+    }
+    return table.compare(evaluation(base | changes, records))
+
+
+def test_published_numbers_stand_in_our_column_only_if_measured_alike():
+    alike = numbers("lol_v2_real", "benchmark")
+    assert alike.head == ("PSNR / SSIM", "masked inputs, protocol zmar")
+    assert alike.rows[-3:-1] == (
+        ("ZMAR-SNFlow, published", "24.15 / 0.862"),
+        ("this evaluation", "22.00 (21.50 to 22.50) / 0.500 (0.500 to 0.500)"),
+    )
+    assert any("did not publish their masks" in note for note in alike.notes)
+    for change in ({"masks": "none"}, {"protocol": "rf"}, {"gt_mean": True}):
+        other = numbers("lol_v2_real", "benchmark", **change)
+        assert len(other.head) == 3
+        assert other.head[1] == alike.head[1]
+        for name, published, own in other.rows:
+            assert bool(published) != bool(own)
+            assert bool(published) == name.endswith("published")
+        assert any("no number of another column" in note for note in other.notes)
+
+
+def test_other_pictures_have_no_published_numbers():
+    for data in ("lol_v1", "mine"):  # a folder may be called as a benchmark is
+        found = numbers(data, "pairs", masks="none")
+        assert [row[0] for row in found.rows] == ["this evaluation", "its inputs"]
+        assert found.head[1] == "pairs as given, protocol zmar"
+
+
+def test_the_published_numbers_are_those_of_the_reference():
+    assert tuple(table.PUBLISHED) == DATASETS
+    assert all(len(methods) == 6 for methods in table.PUBLISHED.values())
+    if not REFERENCE.exists():
+        pytest.skip(f"{REFERENCE} is not on this machine")
+    rows = [line.strip("| ").split(" | ") for line in REFERENCE.read_text().splitlines()]
+    for method in table.PUBLISHED["sid"]:
+        (row,) = [row for row in rows if row[0] == method]
+        ours = [table.PUBLISHED[name][method].replace(" ", "") for name in DATASETS]
+        assert row[1:] == ours
+
+
+def test_markdown_escapes_what_would_end_a_cell():
+    text = table.Table(("a", "b"), (("x|y", "1"),), ("note",)).markdown()
+    assert text == "| a | b |\n| --- | --- |\n| x\\|y | 1 |\n\n* note\n"
