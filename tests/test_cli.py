@@ -15,7 +15,9 @@ from zmar_jax import cli, torch_port
 from zmar_jax.config import PRESETS, ModelConfig
 from zmar_jax.images import read_photo
 
-COMMANDS = ("restore", "convert", "info", "mask", "prepare", "train", "benchmark")
+COMMANDS = (
+    *("restore", "convert", "info", "mask", "prepare", "train", "evaluate", "score", "benchmark"),
+)
 
 
 @pytest.fixture(scope="module")

@@ -64,23 +64,23 @@ function showScatter() {
   const points = data.images.map((image, i) => [100 * image.lost_share, image.psnr, i])
     .filter(([, psnr]) => psnr !== null);
   if (!points.length) return;
-  const [left, right, top, bottom] = [56, 624, 12, 290];
+  const [left, right, top, bottom] = [76, 624, 12, 284];
   const x = scale(points.map((p) => p[0]), left, right);
   const y = scale(points.map((p) => p[1]), bottom, top);
   const parts = [];
   for (const tick of x.ticks) {
     parts.push(svg("line", { x1: x(tick), x2: x(tick), y1: top, y2: bottom }));
-    parts.push(svg("text", { x: x(tick), y: bottom + 18, "text-anchor": "middle" }, tick));
+    parts.push(svg("text", { x: x(tick), y: bottom + 22, "text-anchor": "middle" }, tick));
   }
   for (const tick of y.ticks) {
     parts.push(svg("line", { x1: left, x2: right, y1: y(tick), y2: y(tick) }));
     parts.push(svg("text", { x: left - 8, y: y(tick) + 4, "text-anchor": "end" }, tick));
   }
   const middle = (top + bottom) / 2;
-  parts.push(svg("text", { x: (left + right) / 2, y: 330, "text-anchor": "middle" },
+  parts.push(svg("text", { x: (left + right) / 2, y: 336, "text-anchor": "middle" },
     "pixels of the input that are zero, %"));
-  parts.push(svg("text", { x: 14, y: middle, "text-anchor": "middle",
-    transform: `rotate(-90 14 ${middle})` }, "PSNR, dB"));
+  parts.push(svg("text", { x: 22, y: middle, "text-anchor": "middle",
+    transform: `rotate(-90 22 ${middle})` }, "PSNR, dB"));
   for (const [share, psnr, i] of points) {
     const text = `${data.images[i].id}: ${psnr.toFixed(2)} dB, ${share.toFixed(1)} % zero`;
     parts.push(svg("a", { href: `#picture-${i}`, "aria-label": text },
@@ -115,9 +115,8 @@ function makeCard(image, i) {
   const left = picture("left", "input");
   const lost = picture("lost", "lost pixels");
   const uncertainty = picture("uncertainty", "uncertainty");
-  const label = make("span", {}, "input");
-  const stage = make("div", { className: "stage" },
-    restored, left, lost, uncertainty, label, make("span", {}, "restored"));
+  const labels = [make("span", {}), make("span", {})];
+  const stage = make("div", { className: "stage" }, restored, uncertainty, left, lost, ...labels);
   stage.style.aspectRatio = `${image.width} / ${image.height}`;
   const slider = make("input", {
     type: "range", min: 0, max: 100, step: 0.5, value: 50,
@@ -142,7 +141,8 @@ function makeCard(image, i) {
     const files = image.pictures;
     restored.src = files.restored;
     left.src = files[view.left];
-    label.textContent = left.alt = view.left === "gt" ? "ground truth" : "input";
+    labels[0].textContent = left.alt = view.left === "gt" ? "ground truth" : "input";
+    labels[1].textContent = view.uncertainty ? "uncertainty" : "restored";
     left.classList.toggle("brighten", view.brighten && view.left === "input");
     for (const [element, name] of [[lost, "lost"], [uncertainty, "uncertainty"]]) {
       element.hidden = !view[name];

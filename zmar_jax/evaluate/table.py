@@ -96,8 +96,8 @@ def _notes(found: Evaluation, published: bool) -> list[str]:
     ]
     if settings["heat"] or settings["self_ensemble"]:
         ensemble = ", each in 8 turns and mirrors" if settings["self_ensemble"] else ""
-        samples = f"{settings['samples']} sample(s) at heat {settings['heat']}"
-        notes.append(f"Mean of {samples}{ensemble}.")
+        samples = f"samples: {settings['samples']}, heat: {settings['heat']}{ensemble}"
+        notes.append(f"Restorations are means; {samples}.")
     if published and column(settings) == PUBLISHED_COLUMN:
         notes.append(
             "The authors did not publish their masks: ours measure alike, but are others."
