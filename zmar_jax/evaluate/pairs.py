@@ -156,7 +156,7 @@ def _folder_pairs(source: Source) -> Pairs:
         return read_eight_bits(pairs[i][1]), read_eight_bits(pairs[i][2])
 
     files = [(a, b) for _, a, b in pairs]
-    name = Path(source.data).resolve().name
+    name = Path(source.data).expanduser().resolve().name
     return Pairs(name, "pairs", tuple(id_ for id_, _, _ in pairs), *inspect(files), read)
 
 
@@ -177,7 +177,11 @@ def _photographs(source: Source) -> Pairs:
         dark = darken_photo(photo, id_seed(source.seed, ids[i]), source.darken)
         return dark.rgb, eight_bits(photo.rgb)
 
-    name = source.data if source.data == BUILT_IN_NAME else Path(source.data).resolve().name
+    name = (
+        source.data
+        if source.data == BUILT_IN_NAME
+        else Path(source.data).expanduser().resolve().name
+    )
     return Pairs(name, "photographs", ids, *inspect([(path,) for path, _ in found]), read)
 
 
