@@ -16,6 +16,7 @@ from zmar_jax.config import PRESETS, DarkenConfig, MaskConfig
 from zmar_jax.data.degrade import darken
 from zmar_jax.data.hashing import id_seed
 from zmar_jax.data.masks import apply_mask, draw_mask
+from zmar_jax.evaluate import network as evaluate_network
 from zmar_jax.evaluate.network import Network
 from zmar_jax.images import Photo, write_photo
 from zmar_jax.weights import Weights, load_weights, save_weights
@@ -38,7 +39,9 @@ def put(path: Path, seed: int) -> np.ndarray:
     return pixels
 
 
-def test_the_command_scores_folders_and_files(weights_file, tmp_path, capsys):
+def test_the_command_scores_folders_and_files(weights_file, tmp_path, capsys, monkeypatch):
+    network = Network(load_weights(weights_file))
+    monkeypatch.setattr(evaluate_network, "Network", lambda weights: network)
     lows, gts = [], []
     for i, name in enumerate("ab"):
         lows.append(put(tmp_path / "low" / f"low_{name}.png", i))
@@ -51,7 +54,6 @@ def test_the_command_scores_folders_and_files(weights_file, tmp_path, capsys):
         return capsys.readouterr().out
 
     found = json.loads(score("low", "restored", "--json"))
-    network = Network(load_weights(weights_file))
     seeds = [id_seed(3, "low_a"), id_seed(3, "low_b")]
     expected = network.bits_per_dim(gts, seeds, network.encode(lows))
     assert found["bits_per_dim"] == {

@@ -162,4 +162,4 @@ def _finish(pairs: Pairs, i: int, records: Records, scoring: Scoring, done: _Com
 
 def lost_pixels(low: np.ndarray) -> np.ndarray:
     """bool [H, W]: pixels that are zero in all channels, whether lost or only black."""
-    return ~low.any(-1)
+    return np.all(low == 0, axis=-1)

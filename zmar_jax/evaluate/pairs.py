@@ -141,11 +141,14 @@ def _benchmark(source: Source) -> Pairs:
     chosen = list(range(len(prepared)))
     if source.data.startswith("sdsd") and source.sdsd_frames:
         chosen = first_of_each_scene(prepared.ids, source.sdsd_frames)
-    ids, sizes, digests = (
-        tuple(values[i] for i in chosen)
-        for values in (prepared.ids, prepared.sizes, prepared.checksums)
+    return Pairs(
+        source.data,
+        "benchmark",
+        tuple(prepared.ids[i] for i in chosen),
+        tuple(prepared.sizes[i] for i in chosen),
+        tuple(prepared.checksums[i] for i in chosen),
+        lambda i: prepared[chosen[i]][1:],
     )
-    return Pairs(source.data, "benchmark", ids, sizes, digests, lambda i: prepared[chosen[i]][1:])
 
 
 def _folder_pairs(source: Source) -> Pairs:

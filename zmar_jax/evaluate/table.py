@@ -52,7 +52,8 @@ def compare(found: Evaluation) -> Table:
     own, published = column(found.settings), PUBLISHED.get(found.settings["data"], {})
     if found.settings["kind"] != "benchmark":
         published = {}
-    columns = list(dict.fromkeys([*([PUBLISHED_COLUMN] if published else []), own]))
+    columns = [PUBLISHED_COLUMN] if published and own != PUBLISHED_COLUMN else []
+    columns.append(own)
 
     def row(method: str, column: str, cell: str) -> tuple[str, ...]:
         return method, *(cell if column == c else "" for c in columns)
