@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import numpy as np
 
 from zmar_jax import checkpoint, torch_port
 from zmar_jax.config import ModelConfig
@@ -14,6 +15,8 @@ from zmar_jax.run.folder import is_run
 from zmar_jax.run.weights import load_run
 
 Format = Literal["orbax", "safetensors", "pth"]
+BUNDLED = Path(__file__).parent / "nano.safetensors"
+"""Weights of a small model, trained by this project's own `train`; README.md beside them tells."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +40,10 @@ class Weights:
         return torch_port.params_checksum(self.params)
 
 
-def load_weights(path: str | Path) -> Weights:
+def load_weights(path: str | Path | None = None) -> Weights:
     """Reads a `.pth` or `.safetensors` file of the release's keys, an Orbax directory, or a run.
+
+    Without a path, the weights that come with the package.
 
     Of a training run (WORKDIR, or one of its checkpoints) the best checkpoint by validation PSNR,
     or the newest where none was validated; the moving average, where it has one.
@@ -46,6 +51,7 @@ def load_weights(path: str | Path) -> Weights:
     Raises:
       ValueError: names the file, what is wrong with it, and what to do.
     """
+    path = BUNDLED if path is None else path
     kind = torch_port.weights_format(path)
     if kind == "orbax":
         source = "weights"
@@ -67,14 +73,21 @@ def load_weights(path: str | Path) -> Weights:
 
 
 def save_weights(
-    path: str | Path, weights: Weights, to: Format | None = None, overwrite: bool = False
+    path: str | Path,
+    weights: Weights,
+    to: Format | None = None,
+    overwrite: bool = False,
+    compact: bool = False,
 ) -> Format:
     """Writes weights as the format `to`, by default the one that the suffix of `path` names.
 
     `.safetensors` and `.pth` hold all published keys; any other name becomes an Orbax directory.
+    `compact` ones hold the tensors that the model uses, in float16: enough for this project, too
+    few for a strict `load_state_dict`.
 
     Raises:
-      ValueError: `path` exists and `overwrite` is off, or it cannot be written.
+      ValueError: `path` exists and `overwrite` is off, it cannot be written, or a compact Orbax
+        directory is asked for.
     """
     path = Path(path)
     suffixes: dict[str, Format] = {".safetensors": "safetensors", ".pth": "pth"}
@@ -84,12 +97,19 @@ def save_weights(
     to = to or named or "orbax"
     if path.exists() and not overwrite:
         raise torch_port.WeightsError(f"{path}: exists already; choose another name or --overwrite")
+    if to == "orbax" and compact:
+        raise torch_port.WeightsError(
+            f"{path}: only .safetensors and .pth files can be compact; change the name"
+        )
     if to == "orbax":
         checkpoint.save_params(path, weights.params, weights.config)
         return to
     if path.is_dir():
         raise torch_port.WeightsError(f"{path}: is a folder; remove it or choose another name")
     state_dict = torch_port.to_state_dict(weights.params, weights.config)
+    if compact:
+        used = {entry.key for entry in torch_port.key_table(weights.config) if entry.parts}
+        state_dict = {k: a.astype(np.float16) for k, a in state_dict.items() if k in used}
     if to == "safetensors":
         torch_port.write_safetensors(path, state_dict, {"format": "pt"})
     else:
