@@ -12,7 +12,8 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("zmar_jax
 
 LAYERS = (
     ("compilation", "config", "ops", "losses", "images"),
-    ("optimizer",),
+    ("optimizer", "shares"),
+    ("rows",),
     ("flow",),
     ("models",),
     ("cost", "data", "metrics"),
