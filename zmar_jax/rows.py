@@ -3,14 +3,15 @@
 What needs only neighbouring pixels is written once, as a function of an image with zero padding at
 its edges. It gets windows of the image: the rows that are wanted and, around them, `halo` more.
 A window never reaches beyond the image: where one lies at the image's edge, the edges are the
-same, and elsewhere what padding spoils lies within the halo and is dropped. So the results are
+same, and elsewhere what padding spoils lies within the halo, which is dropped. So the results are
 those of the whole image.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +21,34 @@ from zmar_jax import ops
 from zmar_jax.shares import Shares
 
 Array = jax.Array
+
+
+class Wanted(NamedTuple):
+    """Which rows of a window are wanted."""
+
+    rows: int
+    first: Array | int = 0
+    keep: Array | None = None
+    """Which of them sums count, bool [1, rows, 1, 1]: rows may be computed twice. None: all."""
+
+    def crop(self, x: Array) -> Array:
+        """The wanted rows of a window."""
+        return x if x.shape[1] == self.rows else self._slice(x, self.rows)
+
+    def pad1(self, x: Array) -> Array:
+        """The wanted rows of a window and one more on each side, zeros beyond the window's edges."""
+        return self._slice(ops.pad1(x), self.rows + 2)
+
+    def counted(self, x: Array, other: float = 0) -> Array:
+        """x of the wanted rows, with `other` in the rows that sums do not count."""
+        return x if self.keep is None else jnp.where(self.keep, x, other)
+
+    def _slice(self, x: Array, rows: int) -> Array:
+        return x if x.shape[1] == rows else lax.dynamic_slice_in_dim(x, self.first, rows, 1)
+
+
 Local = Callable[..., tuple[Array | None, Any]]
-"""(keep, *windows) -> (y, sums): y has the rows of the windows; sums are over the rows that `keep`,
-bool [1, n, 1, 1], marks, or over all if it is None."""
+"""(wanted, *windows) -> (y, sums): the wanted rows of y, and sums over those that count."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +70,7 @@ class Rows:
     def apply(
         self, fn: Local, *arrays: Array, halo: int, width: int, in_place: bool = False
     ) -> tuple[Any, Any]:
-        """fn(None, *arrays), from windows of the arrays.
+        """fn of all rows of the arrays, from windows.
 
         Args:
           fn: pure unless `whole`; a row of y depends on at most `halo` rows on each side.
@@ -54,12 +80,15 @@ class Rows:
         """
         if self.shares is None:
             return self._stripes(fn, None, arrays, halo, width, in_place)
-        height = arrays[0].shape[1]
-        windows = [self.shares.window(a, halo) for a in arrays]
-        keep = self.shares.keep(height, halo)
-        y, sums = self._stripes(fn, keep, tuple(windows), halo, width, in_place)
-        if y is not None:
-            y = self.shares.crop(y, halo)
+        rows = arrays[0].shape[1]
+        windows = tuple(self.shares.window(a, halo) for a in arrays)
+        first, keep = self.shares.wanted(rows, halo)
+        if self.stripe_bytes is None:
+            y, sums = fn(Wanted(rows, first, keep), *windows)
+        else:
+            keep = lax.dynamic_update_slice_in_dim(jnp.zeros((1, rows + 2 * halo, 1, 1), bool), keep, first, 1)
+            y, sums = self._stripes(fn, keep, windows, halo, width, in_place)
+            y = y if y is None else Wanted(rows, first).crop(y)
         return y, jax.tree.map(self.shares.total, sums)
 
     def _stripes(
@@ -75,9 +104,9 @@ class Rows:
         rows = stripe_rows(arrays[0].shape, width, halo, self.stripe_bytes)
         size = rows + 2 * halo
         if size >= height:
-            return fn(keep, *arrays)
+            return fn(Wanted(height, 0, keep), *arrays)
         windows = [jax.ShapeDtypeStruct((a.shape[0], size, *a.shape[2:]), a.dtype) for a in arrays]
-        shape = jax.eval_shape(fn, jax.ShapeDtypeStruct((1, size, 1, 1), bool), *windows)[0]
+        shape = jax.eval_shape(functools.partial(fn, Wanted(rows)), *windows)[0]
         buffer = None
         if in_place:
             buffer, *arrays = arrays
@@ -95,13 +124,11 @@ class Rows:
                 window = _restored(window, before, first - old, done - first)
                 before = lax.optimization_barrier(window)
                 cut = [before, *cut]
-            row = (first + jnp.arange(size)).reshape(1, -1, 1, 1)
-            fresh = (row >= done) & (row < start + rows)
+            fresh = (start + jnp.arange(rows)).reshape(1, -1, 1, 1) >= done
             if keep is not None:
-                fresh &= lax.dynamic_slice_in_dim(keep, first, size, 1)
-            y, sums = fn(fresh, *cut)
+                fresh &= lax.dynamic_slice_in_dim(keep, start, rows, 1)
+            y, sums = fn(Wanted(rows, start - first, fresh), *cut)
             if y is not None:
-                y = lax.dynamic_slice_in_dim(y, start - first, rows, 1)
                 buffer = lax.dynamic_update_slice_in_dim(buffer, y, start, 1)
             return (buffer, before), sums
 

@@ -66,21 +66,16 @@ class Shares:
             offsets.append(first - start + 2 * halo)
         return lax.dynamic_slice_in_dim(around, self._mine(offsets), x.shape[1] + 2 * halo, 1)
 
-    def crop(self, y: Array, halo: int) -> Array:
-        """The share of what was computed from a window."""
-        rows = y.shape[1] - 2 * halo
+    def wanted(self, rows: int, halo: int) -> tuple[Array, Array]:
+        """Where in its window the share of `rows` begins, and which of them this device counts.
+
+        Returns:
+          int32, and bool [1, rows, 1, 1].
+        """
         starts, height = self._level(rows)
         offsets = [start - min(max(start - halo, 0), height - rows - 2 * halo) for start in starts]
-        return lax.dynamic_slice_in_dim(y, self._mine(offsets), rows, 1)
-
-    def keep(self, rows: int, halo: int) -> Array:
-        """Which rows of the window of a share of `rows` this device counts: bool [1, n, 1, 1]."""
-        starts, height = self._level(rows)
-        size = rows + 2 * halo
-        first = self._mine([min(max(s - halo, 0), height - size) for s in starts])
-        row = first + jnp.arange(size)
-        mine = (row >= self._mine(self._counted(starts, rows))) & (row < self._mine(starts) + rows)
-        return mine.reshape(1, -1, 1, 1)
+        row = self._mine(starts) + jnp.arange(rows)
+        return self._mine(offsets), (row >= self._mine(self._counted(starts, rows))).reshape(1, -1, 1, 1)
 
     def total(self, x: Array) -> Array:
         """The sum over devices."""

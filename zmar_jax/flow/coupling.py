@@ -10,7 +10,7 @@ from zmar_jax import ops
 from zmar_jax.config import ModelConfig
 from zmar_jax.flow.actnorm import ActNorm
 from zmar_jax.flow.health import record
-from zmar_jax.rows import WHOLE, Rows, function
+from zmar_jax.rows import WHOLE, Rows, Wanted, function
 
 Array = jax.Array
 
@@ -51,25 +51,25 @@ class Coupling(nn.Module):
     def inverse(self, y: Array, cond: "Array | Condition") -> tuple[Array, Array]:
         """y [B, H, W, C] -> (x, logdet [B])."""
         if not isinstance(cond, Condition):
-            return self.inverse_rows(None, y, cond)
+            return self.inverse_rows(Wanted(y.shape[1]), y, cond)
         local = function(self.rows, self, "inverse_rows")
 
-        def window(keep: Array | None, y: Array, features: Array) -> tuple[Array, Array]:
-            return local(keep, y, project(features, cond.kernels, self.config))
+        def window(wanted: Wanted, y: Array, features: Array) -> tuple[Array, Array]:
+            return local(wanted, y, project(features, cond.kernels, self.config))
 
         width = cond.features.shape[-1] + 3 * cond.kernels.shape[-1]
         return self.rows.apply(window, y, cond.features, halo=2, width=width, in_place=True)
 
-    def inverse_rows(self, keep: Array | None, y: Array, cond: Array) -> tuple[Array, Array]:
-        """As `inverse`; the logdet is of the rows that `keep`, bool [1, H, 1, 1], marks."""
+    def inverse_rows(self, wanted: Wanted, y: Array, cond: Array) -> tuple[Array, Array]:
+        """As `inverse`, of the wanted rows."""
         features, condition = self._split(cond)
         z1, z2 = jnp.split(y, 2, -1)
         (s1, t1), (s2, t2) = self._affines(z1, condition)
         z2 = (z2 / s2 - t2) / s1 - t1
         s0, t0 = self.fFeatures(features, y.shape[-1])
         x = jnp.concatenate([z1, z2], -1) / s0 - t0
-        s0, s1, s2 = (s if keep is None else jnp.where(keep, s, 1) for s in (s0, s1, s2))
-        return x, -(_sum_log(s0) + _sum_log(s1) + _sum_log(s2))
+        s0, s1, s2 = (wanted.counted(wanted.crop(s), 1) for s in (s0, s1, s2))
+        return wanted.crop(x), -(_sum_log(s0) + _sum_log(s1) + _sum_log(s2))
 
     def _split(self, cond: Array) -> tuple[Array, Array]:
         expected = 2 * self.config.flow_hidden

@@ -13,7 +13,7 @@ from flax import linen as nn
 
 from zmar_jax import ops
 from zmar_jax.config import ModelConfig
-from zmar_jax.rows import WHOLE, Rows, function
+from zmar_jax.rows import WHOLE, Rows, Wanted, function
 
 Array = jax.Array
 
@@ -79,11 +79,11 @@ class MDTA(nn.Module):
         self.taps = self.param("qkv_dwconv", conv_init, (3, 3, 1, 3 * d))
         self.out = self.param("project_out", conv_init, (d, d))
 
-    def sums(self, x: Array, keep: Array | None) -> tuple[Array, Array, Array]:
-        """q k^T, and the squared norms of q's and k's rows, over the pixels kept; float32."""
+    def sums(self, x: Array, wanted: Wanted) -> tuple[Array, Array, Array]:
+        """q k^T, and the squared norms of q's and k's rows, over pixels, from `pad1`'s x; float32."""
         b, _, _, d = x.shape
-        qk = ops.dw3(ops.conv1(ops.pad1(x), self.qkv[:, : 2 * d]), self.taps[..., : 2 * d])
-        qk = qk if keep is None else jnp.where(keep, qk, 0)
+        qk = ops.dw3(ops.conv1(x, self.qkv[:, : 2 * d]), self.taps[..., : 2 * d])
+        qk = wanted.counted(qk)
         q, k = (a.reshape(b, -1, self.heads, d // self.heads) for a in jnp.split(qk, 2, -1))
         gram = jnp.einsum(
             "bnhi,bnhj->bhij", q, k, precision=HIGHEST, preferred_element_type=ops.wide(q.dtype)
@@ -100,9 +100,9 @@ class MDTA(nn.Module):
         return mixer.reshape(-1, self.width, self.width)
 
     def __call__(self, x: Array, mixer: Array) -> Array:
-        """x [B, H, W, d], mixer [B, d, d] -> [B, H, W, d]."""
+        """x [B, H + 2, W + 2, d] from `pad1`, mixer [B, d, d] -> [B, H, W, d]."""
         d = self.width
-        v = ops.dw3(ops.conv1(ops.pad1(x), self.qkv[:, 2 * d :]), self.taps[..., 2 * d :])
+        v = ops.dw3(ops.conv1(x, self.qkv[:, 2 * d :]), self.taps[..., 2 * d :])
         return jnp.einsum("bhwj,bjo->bhwo", v, mixer.astype(v.dtype), precision=HIGHEST)
 
 
@@ -113,12 +113,12 @@ class GDFN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """x [B, H, W, d] -> [B, H, W, d]."""
+        """x [B, H + 2, W + 2, d] from `pad1` -> [B, H, W, d]."""
         d = x.shape[-1]
         project_in = self.param("project_in", conv_init, (d, 2 * self.hidden))
         taps = self.param("dwconv", conv_init, (3, 3, 1, 2 * self.hidden))
         project_out = self.param("project_out", conv_init, (self.hidden, d))
-        a, b = jnp.split(ops.dw3(ops.conv1(ops.pad1(x), project_in), taps), 2, -1)
+        a, b = jnp.split(ops.dw3(ops.conv1(x, project_in), taps), 2, -1)
         return ops.conv1(nn.gelu(a, approximate=False) * b, project_out)
 
 
@@ -156,17 +156,17 @@ class Block(nn.Module):
         fn = function(self.rows, self, method)
         in_place = method != "attend_sums"
         return self.rows.apply(
-            lambda keep, x: fn(keep, x, *extra), x, halo=1, width=width, in_place=in_place
+            lambda wanted, x: fn(wanted, x, *extra), x, halo=1, width=width, in_place=in_place
         )
 
-    def attend_sums(self, keep: Array | None, x: Array) -> tuple[None, tuple[Array, ...]]:
-        return None, self.attn.sums(self.norm1(x), keep)
+    def attend_sums(self, wanted: Wanted, x: Array) -> tuple[None, tuple[Array, ...]]:
+        return None, self.attn.sums(wanted.pad1(self.norm1(x)), wanted)
 
-    def attend(self, keep: Array | None, x: Array, mixer: Array) -> tuple[Array, tuple[()]]:
-        return x + self.attn(self.norm1(x), mixer), ()
+    def attend(self, wanted: Wanted, x: Array, mixer: Array) -> tuple[Array, tuple[()]]:
+        return wanted.crop(x) + self.attn(wanted.pad1(self.norm1(x)), mixer), ()
 
-    def feed(self, keep: Array | None, x: Array) -> tuple[Array, tuple[()]]:
-        return x + self.ffn(self.norm2(x)), ()
+    def feed(self, wanted: Wanted, x: Array) -> tuple[Array, tuple[()]]:
+        return wanted.crop(x) + self.ffn(wanted.pad1(self.norm2(x))), ()
 
 
 class Stage(nn.Module):

@@ -25,7 +25,7 @@ class Conv(nn.Module):
         if self.size == 1:
             return ops.conv1(x, self.param("kernel", conv_init, shape))
         kernel = self.param("kernel", conv_init, (3, 3, *shape))
-        local = lambda keep, x: (ops.conv3(x, kernel), ())  # noqa: E731
+        local = lambda wanted, x: (wanted.crop(ops.conv3(x, kernel)), ())  # noqa: E731
         return self.rows.apply(local, x, halo=1, width=max(shape))[0]
 
 
