@@ -16,7 +16,7 @@ LAYERS = (
     ("rows",),
     ("flow",),
     ("models",),
-    ("cost", "data", "metrics"),
+    ("cost", "data", "memory", "metrics", "programs"),
     ("sharding",),
     ("state",),
     ("checkpoint", "torch_port"),

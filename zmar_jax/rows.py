@@ -162,6 +162,8 @@ class Rows:
 
 
 WHOLE = Rows()
+LEAST_ROWS = 8
+"""Rows of a stripe for each row of its halo, at least."""
 
 
 def stripe_rows(shape: tuple[int, ...], width: int, halo: int, stripe_bytes: int | None) -> int:
@@ -172,7 +174,7 @@ def stripe_rows(shape: tuple[int, ...], width: int, halo: int, stripe_bytes: int
     b, h, w = shape[:3]
     if stripe_bytes is None:
         return h
-    most = max(stripe_bytes // (4 * b * w * width), 8 * halo)
+    most = max(stripe_bytes // (4 * b * w * width), LEAST_ROWS * halo)
     return math.ceil(h / math.ceil(h / most))
 
 

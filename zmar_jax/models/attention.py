@@ -147,9 +147,13 @@ class Block(nn.Module):
         d = self.width
         if attention is not None:
             x = x + self.mask(x, function(self.rows, self.norm1), attention)
-        sums = self._pass("attend_sums", x, 2 * d)[1]
-        mixer = self.attn.mixer(*sums)
-        x = self._pass("attend", x, d, mixer)[0]
+        if self.rows.whole:  # what both passes read is kept once for gradients
+            normed = ops.pad1(self.norm1(x))
+            mixer = self.attn.mixer(*self.attn.sums(normed, Wanted(x.shape[1])))
+            x = x + self.attn(normed, mixer)
+        else:
+            mixer = self.attn.mixer(*self._pass("attend_sums", x, 2 * d)[1])
+            x = self._pass("attend", x, d, mixer)[0]
         return self._pass("feed", x, 2 * self.hidden)[0], None
 
     def _pass(self, method: str, x: Array, width: int, *extra: Array) -> tuple[Any, Any]:
