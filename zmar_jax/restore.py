@@ -19,9 +19,7 @@ from zmar_jax.weights import load_weights
 SMALLEST = 16
 
 
-def load_restorer(
-    path: str | Path, memory: int | None = None, devices: int = 1
-) -> "Restorer":
+def load_restorer(path: str | Path, memory: int | None = None, devices: int = 1) -> "Restorer":
     """A `Restorer` with the weights in `path`: .pth, .safetensors or an Orbax directory.
 
     Args:

@@ -36,7 +36,7 @@ class Wanted(NamedTuple):
         return x if x.shape[1] == self.rows else self._slice(x, self.rows)
 
     def pad1(self, x: Array) -> Array:
-        """The wanted rows of a window and one more on each side, zeros beyond the window's edges."""
+        """The wanted rows of a window and one more on each side, with zeros around the window."""
         return self._slice(ops.pad1(x), self.rows + 2)
 
     def counted(self, x: Array, other: float = 0) -> Array:
@@ -86,7 +86,9 @@ class Rows:
         if self.stripe_bytes is None:
             y, sums = fn(Wanted(rows, first, keep), *windows)
         else:
-            keep = lax.dynamic_update_slice_in_dim(jnp.zeros((1, rows + 2 * halo, 1, 1), bool), keep, first, 1)
+            keep = lax.dynamic_update_slice_in_dim(
+                jnp.zeros((1, rows + 2 * halo, 1, 1), bool), keep, first, 1
+            )
             y, sums = self._stripes(fn, keep, windows, halo, width, in_place)
             y = y if y is None else Wanted(rows, first).crop(y)
         return y, jax.tree.map(self.shares.total, sums)
@@ -198,9 +200,7 @@ def _restored(window: Array, before: Array, shift: Array, done: Array) -> Array:
     return jnp.where(jnp.arange(size).reshape(1, -1, 1, 1) < done, old, window)
 
 
-def _mixed_stripes(
-    fn: Callable[[Array], Array], x: Array, attention: Array, rows: int
-) -> Array:
+def _mixed_stripes(fn: Callable[[Array], Array], x: Array, attention: Array, rows: int) -> Array:
     """Mixed cells from stripes of the same rows of every row of cells: [B, grid, H/grid, W, C]."""
     b, height, w, c = x.shape
     grid = attention.shape[1]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -75,7 +76,9 @@ class Shares:
         starts, height = self._level(rows)
         offsets = [start - min(max(start - halo, 0), height - rows - 2 * halo) for start in starts]
         row = self._mine(starts) + jnp.arange(rows)
-        return self._mine(offsets), (row >= self._mine(self._counted(starts, rows))).reshape(1, -1, 1, 1)
+        return self._mine(offsets), (row >= self._mine(self._counted(starts, rows))).reshape(
+            1, -1, 1, 1
+        )
 
     def total(self, x: Array) -> Array:
         """The sum over devices."""
@@ -120,9 +123,7 @@ class Shares:
         zeros = jnp.zeros((*x.shape[:3], y.shape[-1]), y.dtype)
         return lax.scan(step, (zeros, y), jnp.arange(self.count))[0][0]
 
-    def _cell_rows(
-        self, fn: Callable[[Array], Array], x: Array, height: int, extra: int
-    ) -> Array:
+    def _cell_rows(self, fn: Callable[[Array], Array], x: Array, height: int, extra: int) -> Array:
         """fn of this share and `extra` rows below it; below the image, of its reflection."""
         rows = x.shape[1]
         starts, _ = self._level(rows)
@@ -161,7 +162,7 @@ class Shares:
 
     def _counted(self, starts: list[int], rows: int) -> list[int]:
         """The first row of each share that no earlier one has."""
-        return [starts[0], *(max(b, a + rows) for a, b in zip(starts, starts[1:], strict=False))]
+        return [starts[0], *(max(b, a + rows) for a, b in itertools.pairwise(starts))]
 
     def _mine(self, table: list[int]) -> Array:
         return jnp.array(table)[lax.axis_index(self.axis)]

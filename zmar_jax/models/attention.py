@@ -80,7 +80,7 @@ class MDTA(nn.Module):
         self.out = self.param("project_out", conv_init, (d, d))
 
     def sums(self, x: Array, wanted: Wanted) -> tuple[Array, Array, Array]:
-        """q k^T, and the squared norms of q's and k's rows, over pixels, from `pad1`'s x; float32."""
+        """q k^T and the squared norms of q's and k's rows, over pixels; float32, x from `pad1`."""
         b, _, _, d = x.shape
         qk = ops.dw3(ops.conv1(x, self.qkv[:, : 2 * d]), self.taps[..., : 2 * d])
         qk = wanted.counted(qk)

@@ -27,9 +27,9 @@ class ZmarSNFlow(nn.Module):
     and `inverse` work on stripes of the image whose arrays take about that many bytes, to stay
     within caches and memory. It is for restoring; gradients want the whole image at once.
     Neither does `remat`: with it, gradients recompute the activations of every block and flow step.
-    With `shares`, inside `jax.shard_map`, each device works on its share of the rows: `encode` takes
-    the whole image and gives the share's conditions; `decode` takes those and the share's latent
-    and gives the share's pixels, and a logdet that means nothing.
+    With `shares`, inside `jax.shard_map`, each device works on its share of the rows: `encode`
+    takes the whole image and gives the share's conditions; `decode` takes those and the share's
+    latent and gives the share's pixels, and a logdet that means nothing.
     """
 
     config: ModelConfig = ModelConfig()
