@@ -19,7 +19,7 @@ STRIPES = (None, 256 << 20, compilation.STRIPE_BYTES)
 """Sizes of stripes on an accelerator, from the fastest to the smallest."""
 RESERVE = 0.1
 """Share of the memory that is left to others where nobody says how much to use."""
-PROGRAM = 0.5 * GIB
+PROGRAM = 0.75 * GIB
 """What Python, JAX and the compiled programs take on the host."""
 
 

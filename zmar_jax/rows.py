@@ -109,13 +109,13 @@ class Rows:
             return fn(Wanted(height, 0, keep), *arrays)
         windows = [jax.ShapeDtypeStruct((a.shape[0], size, *a.shape[2:]), a.dtype) for a in arrays]
         shape = jax.eval_shape(functools.partial(fn, Wanted(rows)), *windows)[0]
-        buffer = None
+        buffer: Any = None
         if in_place:
-            buffer, *arrays = arrays
+            buffer, arrays = arrays[0], arrays[1:]
         elif shape is not None:
             buffer = jnp.zeros((shape.shape[0], height, *shape.shape[2:]), shape.dtype)
 
-        def step(carry: tuple[Array | None, Array | None], i: Array) -> tuple[Any, Any]:
+        def step(carry: tuple[Any, Any], i: Array) -> tuple[Any, Any]:
             buffer, before = carry
             done, start = i * rows, jnp.minimum(i * rows, height - rows)
             first = _first(start, halo, size, height)

@@ -63,7 +63,8 @@ class FlowSteps(nn.Module):
             step = nn.remat(FlowStep, prevent_cse=False, methods=["forward", "inverse"])
         back = lift | {"reverse": True}
         if self.conditional and not self.rows.whole:
-            back["in_axes"] = (Condition(nn.broadcast, 0),)
+            axes_of: Any = Condition  # of axes in place of arrays
+            back["in_axes"] = (axes_of(nn.broadcast, 0),)
         scanned = nn.scan(step, methods={"forward": lift, "inverse": back})
         self.step = scanned(self.config, self.conditional, self.rows)
 
