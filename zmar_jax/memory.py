@@ -95,8 +95,9 @@ def need(
 def available() -> int:
     """Bytes that may be used on the first device, or on this host where that is a CPU."""
     stats = None if _on_cpu() else jax.local_devices()[0].memory_stats()
-    free = stats["bytes_limit"] if stats and "bytes_limit" in stats else _host_memory()
-    return int((1 - RESERVE) * free)
+    if stats and "bytes_limit" in stats:
+        return int((1 - RESERVE) * stats["bytes_limit"])
+    return int((1 - RESERVE) * _host_memory() + PROGRAM)  # which is taken already
 
 
 def _weights(config: ModelConfig) -> int:

@@ -210,11 +210,9 @@ def _mixed_stripes(fn: Callable[[Array], Array], x: Array, attention: Array, row
         start = jnp.minimum(i * rows, cell - rows)
         tops = [k * cell + start for k in range(grid)]
         firsts = [_first(top, 1, size, height) for top in tops]
-        windows = jnp.concatenate([lax.dynamic_slice_in_dim(x, f, size, 1) for f in firsts])
-        parts = jnp.split(fn(windows), grid)
         cut = [
-            lax.dynamic_slice_in_dim(part, top - f, rows, 1)
-            for part, top, f in zip(parts, tops, firsts, strict=True)
+            lax.dynamic_slice_in_dim(fn(lax.dynamic_slice_in_dim(x, f, size, 1)), top - f, rows, 1)
+            for top, f in zip(tops, firsts, strict=True)
         ]
         mixed = ops.mix_cells(jnp.concatenate(cut, 1), attention)
         mixed = mixed.reshape(b, grid, rows, w, c)
