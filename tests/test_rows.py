@@ -154,9 +154,7 @@ def test_devices_exchange_only_halos_and_sums() -> None:
 
 
 @pytest.mark.slow
-def test_twelve_megapixels_take_less_than_16_gib(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()  # compiled as for use
-    compilation._options.cache_clear()
+def test_twelve_megapixels_take_less_than_16_gib() -> None:
     for program in lowered(make_programs(FULL, compilation.STRIPE_BYTES), FULL, 3000, 4000):
         assert taken(program) < 15 * GIB
     plan = memory.choose(FULL, 3000, 4000, 16 * GIB)
