@@ -21,6 +21,7 @@ conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """PyTorch's default for a convolution: uniform within 1 / sqrt(fan_in)."""
 
 HIGHEST = ops.HIGHEST
+ALL = slice(None)
 
 
 class LayerNorm(nn.Module):
@@ -79,11 +80,13 @@ class MDTA(nn.Module):
         self.taps = self.param("qkv_dwconv", conv_init, (3, 3, 1, 3 * d))
         self.out = self.param("project_out", conv_init, (d, d))
 
-    def sums(self, x: Array, wanted: Wanted) -> tuple[Array, Array, Array]:
-        """q k^T and the squared norms of q's and k's rows, over pixels; float32, x from `pad1`."""
-        b, _, _, d = x.shape
-        qk = ops.dw3(ops.conv1(x, self.qkv[:, : 2 * d]), self.taps[..., : 2 * d])
-        qk = wanted.counted(qk)
+    def features(self, x: Array, channels: slice = ALL) -> Array:
+        """Some channels of q, k, v: x [B, H + 2, W + 2, d] from `pad1` -> [B, H, W, n]."""
+        return ops.dw3(ops.conv1(x, self.qkv[:, channels]), self.taps[..., channels])
+
+    def sums(self, qk: Array, wanted: Wanted) -> tuple[Array, Array, Array]:
+        """q k^T and the squared norms of q's and k's rows, over pixels, float32."""
+        b, d, qk = qk.shape[0], self.width, wanted.counted(qk)
         q, k = (a.reshape(b, -1, self.heads, d // self.heads) for a in jnp.split(qk, 2, -1))
         gram = jnp.einsum(
             "bnhi,bnhj->bhij", q, k, precision=HIGHEST, preferred_element_type=ops.wide(q.dtype)
@@ -99,10 +102,8 @@ class MDTA(nn.Module):
         mixer = jnp.einsum("bhij,hio->bhjo", attention, out, precision=HIGHEST)
         return mixer.reshape(-1, self.width, self.width)
 
-    def __call__(self, x: Array, mixer: Array) -> Array:
-        """x [B, H + 2, W + 2, d] from `pad1`, mixer [B, d, d] -> [B, H, W, d]."""
-        d = self.width
-        v = ops.dw3(ops.conv1(x, self.qkv[:, 2 * d :]), self.taps[..., 2 * d :])
+    def __call__(self, v: Array, mixer: Array) -> Array:
+        """v [B, H, W, d], mixer [B, d, d] -> [B, H, W, d]."""
         return jnp.einsum("bhwj,bjo->bhwo", v, mixer.astype(v.dtype), precision=HIGHEST)
 
 
@@ -147,10 +148,10 @@ class Block(nn.Module):
         d = self.width
         if attention is not None:
             x = x + self.mask(x, function(self.rows, self.norm1), attention)
-        if self.rows.whole:  # what both passes read is kept once for gradients
-            normed = ops.pad1(self.norm1(x))
-            mixer = self.attn.mixer(*self.attn.sums(normed, Wanted(x.shape[1])))
-            x = x + self.attn(normed, mixer)
+        if self.rows.whole:  # gradients would keep twice what is computed in two passes
+            qkv = self.attn.features(ops.pad1(self.norm1(x)))
+            qk, v = jnp.split(qkv, [2 * d], -1)
+            x = x + self.attn(v, self.attn.mixer(*self.attn.sums(qk, Wanted(x.shape[1]))))
         else:
             mixer = self.attn.mixer(*self._pass("attend_sums", x, 2 * d)[1])
             x = self._pass("attend", x, d, mixer)[0]
@@ -164,10 +165,12 @@ class Block(nn.Module):
         )
 
     def attend_sums(self, wanted: Wanted, x: Array) -> tuple[None, tuple[Array, ...]]:
-        return None, self.attn.sums(wanted.pad1(self.norm1(x)), wanted)
+        qk = self.attn.features(wanted.pad1(self.norm1(x)), slice(2 * self.width))
+        return None, self.attn.sums(qk, wanted)
 
     def attend(self, wanted: Wanted, x: Array, mixer: Array) -> tuple[Array, tuple[()]]:
-        return wanted.crop(x) + self.attn(wanted.pad1(self.norm1(x)), mixer), ()
+        v = self.attn.features(wanted.pad1(self.norm1(x)), slice(2 * self.width, None))
+        return wanted.crop(x) + self.attn(v, mixer), ()
 
     def feed(self, wanted: Wanted, x: Array) -> tuple[Array, tuple[()]]:
         return wanted.crop(x) + self.ffn(wanted.pad1(self.norm2(x))), ()
