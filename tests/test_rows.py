@@ -165,7 +165,7 @@ def test_twelve_megapixels_take_less_than_16_gib() -> None:
     ("config", "height", "width", "stripe_bytes"),
     [
         (TINY, 400, 600, None),
-        (TINY, 1000, 1496, 1 << 20),
+        pytest.param(TINY, 1000, 1496, 1 << 20, marks=pytest.mark.slow),
         pytest.param(FULL, 400, 600, None, marks=pytest.mark.slow),
         pytest.param(FULL, 400, 600, 24 << 20, marks=pytest.mark.slow),
         pytest.param(FULL, 3000, 4000, 24 << 20, marks=pytest.mark.slow),
