@@ -258,10 +258,11 @@ def _jax_restore(config: Any, params: Any, inputs: dict[str, np.ndarray]) -> tup
     restorer, image = Restorer(config, params), inputs["low"]
     b, h, w, _ = image.shape
     z, results = np.zeros((b, h // 8, w // 8, 192), np.float32), []
+    programs = restorer.programs(h, w)
 
     def run() -> None:
-        conditions = restorer.encode(restorer.variables, image)
-        restored = restorer.decode(restorer.variables, z, conditions)
+        conditions = programs.encode(restorer.variables, image)
+        restored = programs.decode(restorer.variables, z, conditions)
         results[:] = [jax.block_until_ready(restored)]
 
     return run, lambda: np.asarray(results[0])

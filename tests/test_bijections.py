@@ -469,35 +469,6 @@ def test_gradients_of_gradients(conv: Any, inner: int) -> None:
         check_grads(conv, (x, kernel), order=2, modes=["rev"], atol=1e-6, rtol=1e-6)
 
 
-@few
-@given(stripes=st.integers(1, 4), rows=st.integers(1, 4), w=SIZE, c=SIZE, seed=SEED)
-def test_stripes_see_their_neighbours(stripes: int, rows: int, w: int, c: int, seed: int) -> None:
-    x, kernel = normal(seed, 2, stripes * rows, w, c), normal(seed, 3, 3, 1, c)
-
-    def body(total: jax.Array, stripe: jax.Array) -> tuple[jax.Array, jax.Array]:
-        y = ops.dw3(stripe, kernel)
-        return total + y.sum(), y
-
-    def pair(x: jax.Array) -> tuple[Any, jax.Array]:
-        return ops.scan_rows(body, jnp.zeros(()), x, rows), padded_dw3(x, kernel)
-
-    (total, y), whole = golden.jit(pair)(x)
-    # nine products of up to 5 in float32, fused differently; a missing neighbour is an error of 1
-    np.testing.assert_allclose(y, whole, atol=1e-5)
-    np.testing.assert_allclose(total, np.sum(whole), rtol=1e-4, atol=1e-4)
-
-
-@many
-@given(b=SIZE, h=st.integers(1, 500), w=SIZE, width=SIZE, size=st.none() | st.integers(0, 2**20))
-def test_stripe_rows_divide_the_height(
-    b: int, h: int, w: int, width: int, size: int | None
-) -> None:
-    rows = ops.stripe_rows((b, h, w, 3), width, size)
-    assert 1 <= rows <= h
-    assert h % rows == 0
-    assert size is not None or rows == h
-
-
 LEVELS = st.sampled_from([np.dtype("uint8"), np.dtype("uint16")])
 
 

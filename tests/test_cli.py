@@ -140,6 +140,8 @@ def test_pictures_of_an_earlier_run_are_replaced_and_not_restored_again(pth, tmp
         (["restore", "{png}", "-c", "w", "--seed", "9" * 20], "--seed must be 0 or more"),
         (["restore", "{png}", "-c", "w", "-o", "{png}"], "cannot be made"),
         (["convert", "{png}", "w.pth", "--to", "safetensors"], "expected a .pth or .safetensors"),
+        (["restore", "{png}", "-c", "w", "--memory", "16 apples"], "as 16GiB or 800MB"),
+        (["restore", "{png}", "-c", "w", "--devices", "9"], "--devices must be 1 to 4"),
         (["restore", "{png}", "-c", "w", "--samples", "0"], "--samples must be 1 or more"),
         (["info", "{png}"], "expected a .pth or .safetensors file"),
         (["info", "{folder}"], "not a zmar_jax checkpoint"),

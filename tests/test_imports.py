@@ -12,10 +12,11 @@ FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("zmar_jax
 
 LAYERS = (
     ("compilation", "config", "ops", "losses", "images"),
-    ("optimizer",),
+    ("optimizer", "shares"),
+    ("rows",),
     ("flow",),
     ("models",),
-    ("cost", "data", "metrics"),
+    ("cost", "data", "memory", "metrics", "programs"),
     ("sharding",),
     ("state",),
     ("checkpoint", "torch_port"),

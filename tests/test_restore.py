@@ -1,7 +1,9 @@
 """Restoring: what is written is what `inverse` gives, for any size, depth and number of samples."""
 
+import dataclasses
 import functools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zmar_jax import ZmarSNFlow, load_restorer, ops
+from zmar_jax import ZmarSNFlow, cli, load_restorer, ops
 from zmar_jax.config import PRESETS
 from zmar_jax.images import Photo, read_photo, write_photo
 from zmar_jax.restore import Options, Restorer, restore_files, std_path
@@ -93,8 +95,11 @@ def test_16_bits_are_restored_at_full_depth(restorer):
 def test_samples_give_mean_and_deviation_of_one_encoding(restorer):
     image, calls = dark_photo(32, 48), []
     counting = Restorer(TINY, golden.params("tiny", 0))
-    counting.decode = restorer.decode
-    counting.encode = lambda *a: calls.append(a) or restorer.encode(*a)
+    programs = restorer.programs(32, 48)
+    counted = dataclasses.replace(
+        programs, encode=lambda *a: calls.append(a) or programs.encode(*a)
+    )
+    counting.programs = lambda height, width: counted
     mean, std = counting.sample(image, heat=0.7, seed=3, samples=4)
     keys = [jax.random.fold_in(jax.random.key(3), i) for i in range(4)]
     each = [255 * by_inverse(image, 0.7, jax.random.normal(k, (1, 4, 6, 192))) for k in keys]
@@ -111,10 +116,11 @@ def test_seed_and_heat_decide_the_picture(restorer):
 
 
 def test_each_padded_size_is_compiled_once(restorer):
-    before = restorer.encode._cache_size()
+    encode = restorer.programs(40, 16).encode
+    before = encode._cache_size()
     for size in ((40, 16), (33, 16), (40, 16)):
         restorer(dark_photo(*size))
-    assert restorer.encode._cache_size() == before + 1
+    assert encode._cache_size() == before + 1
 
 
 @pytest.mark.parametrize(
@@ -156,6 +162,14 @@ def test_a_bad_file_is_reported_and_the_others_go_on(restorer, tmp_path):
     assert seen["good"] is None
     assert read_photo(std_path(tmp_path / "out" / "good.png")).rgb.shape == (32, 48, 3)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good.png", "good.std.png"]
+
+
+def test_what_does_not_fit_is_refused_by_name(weights_file, tmp_path, capsys):
+    write_photo(tmp_path / "huge.png", Photo(dark_photo(64, 96)))
+    options = ["-c", str(weights_file), "-o", str(tmp_path / "out"), "--memory", "100MiB"]
+    assert cli.main(["restore", str(tmp_path / "huge.png"), *options]) == 1
+    expected = r"huge\.png: 96x64 pixels \(width x height\) need 0\.\d GiB of memory, and 0\.1 GiB"
+    assert re.search(expected, " ".join(capsys.readouterr().err.split()))
 
 
 def test_grey_and_transparency_survive(restorer, tmp_path):

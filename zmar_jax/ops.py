@@ -6,7 +6,7 @@ Arrays are NHWC. Kernels are HWIO; a depthwise kernel is [3, 3, 1, C].
 import functools
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -91,12 +91,10 @@ def unsqueeze2(x: Array) -> Array:
     return x.transpose(0, 1, 4, 2, 5, 3).reshape(b, 2 * h, 2 * w, c // 4)
 
 
-def pad_to_multiple(x: Array, multiple: int) -> Array:
-    """Reflect-pads [B, H, W, C] at the bottom and right to multiples of `multiple`."""
-    pad_h, pad_w = -x.shape[1] % multiple, -x.shape[2] % multiple
-    if not (pad_h or pad_w):
-        return x
-    return jnp.pad(x, ((0, 0), (0, pad_h), (0, pad_w), (0, 0)), mode="reflect")
+def pad_to_multiple(x: Array, multiple: int, axes: Sequence[int] = (1, 2)) -> Array:
+    """Reflect-pads [B, H, W, C] at the bottom and right, or one of them, to multiples."""
+    pads = [(0, -size % multiple if axis in axes else 0) for axis, size in enumerate(x.shape)]
+    return jnp.pad(x, pads, mode="reflect") if any(after for _, after in pads) else x
 
 
 def shrink(x: Array, factor: int) -> Array:
@@ -224,7 +222,7 @@ def _tap_gradients(
 
     def striped(x: Array, dy: Array) -> Array:
         width = max(x.shape[-1], dy.shape[-1])
-        rows = stripe_rows(dy.shape, width, max(_TAP_BYTES, 4 * math.prod(shape)))
+        rows = _divisor(dy.shape, width, max(_TAP_BYTES, 4 * math.prod(shape)))
         if rows == dy.shape[1]:
             return whole(x, dy)
 
@@ -252,37 +250,12 @@ def pad1(x: Array) -> Array:
     return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
 
 
-def scan_rows(
-    body: Callable[[Any, Array], tuple[Any, Array]], carry: Any, x: Array, rows: int
-) -> tuple[Any, Array]:
-    """Runs `body(carry, stripe) -> (carry, y)` over stripes of x, top to bottom.
-
-    A stripe is [B, rows + 2, W + 2, C]: `rows` rows (a divisor of H) with the pixels around them,
-    zeros beyond the image; y is [B, rows, W, C'].
-
-    Returns:
-      The last carry and y [B, H, W, C'].
-    """
-    b, h, w, _ = x.shape
-    padded = pad1(x)
-    if rows == h:
-        return body(carry, padded)
-
-    def step(carry: Any, start: Array) -> tuple[Any, Array]:
-        return body(carry, lax.dynamic_slice_in_dim(padded, start, rows + 2, axis=1))
-
-    carry, stripes = lax.scan(step, carry, jnp.arange(0, h, rows))
-    return carry, jnp.moveaxis(stripes, 0, 1).reshape(b, h, w, -1)
-
-
-def stripe_rows(shape: tuple[int, ...], width: int, stripe_bytes: int | None) -> int:
+def _divisor(shape: tuple[int, ...], width: int, stripe_bytes: int) -> int:
     """Rows of a stripe whose `width` channels take about `stripe_bytes`, a divisor of H.
 
-    All of H where `stripe_bytes` is None. Rather too many rows than thin stripes, mostly halo.
+    Rather too many rows than thin stripes, mostly halo.
     """
     b, h, w, _ = shape
-    if stripe_bytes is None:
-        return h
     most = max(stripe_bytes // (4 * b * w * width), 1)
     divisors = [r for r in range(1, h + 1) if h % r == 0 and r > most / 4]
     return max((r for r in divisors if r <= most), default=min(divisors, default=h))

@@ -6,29 +6,31 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from zmar_jax import compilation, ops
-from zmar_jax.config import ModelConfig
+from zmar_jax.config import ConfigError, ModelConfig
 from zmar_jax.flow import invert_weights
 from zmar_jax.images import ImageError, Photo, read_photo, write_photo
-from zmar_jax.models import ZmarSNFlow
+from zmar_jax.memory import choose
+from zmar_jax.programs import Programs, make_programs, make_split_programs
 from zmar_jax.torch_port import WeightsError
 from zmar_jax.weights import load_weights
 
 SMALLEST = 16
 
 
-def load_restorer(path: str | Path) -> "Restorer":
+def load_restorer(path: str | Path, memory: int | None = None, devices: int = 1) -> "Restorer":
     """A `Restorer` with the weights in `path`: .pth, .safetensors or an Orbax directory.
+
+    Args:
+      memory, devices: as of `Restorer`.
 
     Raises:
       ValueError: names the file, what is wrong with it, and what to do.
     """
     weights = load_weights(path)
     try:
-        return Restorer(weights.config, weights.params)
+        return Restorer(weights.config, weights.params, memory, devices)
     except np.linalg.LinAlgError as e:
         raise WeightsError(f"{path}: an invconv.weight is singular ({e}); use other weights") from e
 
@@ -40,21 +42,36 @@ class Restorer:
     restorer = load_restorer("weights")
     image = restorer(uint8_hw3, heat=0.0, seed=0)
     ```
+
+    Args:
+      memory: bytes that a picture may take on each device; None: what there is, less a reserve.
+      devices: how many share the rows of a picture; small pictures take fewer.
     """
 
-    def __init__(self, config: ModelConfig, params: Any):
-        model = ZmarSNFlow(config, compilation.stripe_bytes())
-        self.config = config
+    def __init__(
+        self, config: ModelConfig, params: Any, memory: int | None = None, devices: int = 1
+    ):
+        if devices < 1:
+            raise ConfigError(f"devices must be 1 or more, got {devices}")
+        self.config, self.memory, self.devices = config, memory, devices
         self.variables = {"params": params, "inverse": invert_weights(params)}
+        self._programs: dict[Any, Programs] = {}
 
-        def encode(variables: Any, image: jax.Array) -> Any:
-            return model.apply(variables, *ops.network_input(image), method="encode")
+    def programs(self, height: int, width: int) -> Programs:
+        """What restores pictures of this size, multiples of 8.
 
-        def decode(variables: Any, z: jax.Array, conditions: dict[str, jax.Array]) -> jax.Array:
-            return jnp.clip(model.apply(variables, z, conditions, method="decode")[0], 0, 1)
-
-        self.encode = compilation.jit(encode)
-        self.decode = compilation.jit(decode)
+        Raises:
+          MemoryLimitError: such a picture does not fit.
+        """
+        plan = choose(self.config, height, width, self.memory, self.devices)
+        key = (plan.stripe_bytes, plan.devices, height if plan.devices > 1 else None)
+        if key not in self._programs:
+            self._programs[key] = (
+                make_split_programs(self.config, plan.stripe_bytes, plan.devices, height)
+                if plan.devices > 1
+                else make_programs(self.config, plan.stripe_bytes)
+            )
+        return self._programs[key]
 
     def __call__(self, image: np.ndarray, heat: float = 0.0, seed: int = 0) -> np.ndarray:
         """The restored photograph.
@@ -69,6 +86,7 @@ class Restorer:
 
         Raises:
           ValueError: not such an image, or a negative heat.
+          MemoryLimitError: a ValueError, too; the picture does not fit into memory.
         """
         return self.sample(image, heat, seed, samples=1)[0]
 
@@ -86,14 +104,16 @@ class Restorer:
         _check(image, heat, seed, samples)
         height, width, _ = image.shape
         padded = _pad(image)
-        conditions = self.encode(self.variables, padded[None])
+        programs = self.programs(*padded.shape[:2])
+        conditions = programs.encode(self.variables, padded[None])
         latent = (1, padded.shape[0] // 8, padded.shape[1] // 8, 192)
         mean = np.zeros(padded.shape, np.float64)
         squares = np.zeros(padded.shape, np.float64)
         for i in range(samples):
             rng = jax.random.fold_in(jax.random.key(seed), i)
             z = heat * jax.random.normal(rng, latent)
-            x = np.asarray(self.decode(self.variables, z, conditions)[0], np.float64)
+            x = programs.picture(programs.decode(self.variables, z, conditions))[0]
+            x = x.astype(np.float64)
             # Welford's update: no cancellation, whatever the number of samples
             delta = x - mean
             mean += delta / (i + 1)

@@ -57,8 +57,9 @@ def benchmark_restore(
     z = np.zeros((1, height // 8, width // 8, 192), np.float32)
     encode_cost, decode_cost = restore_multiply_adds(config, height, width)
     variables = restorer.variables
-    encoder, conditions = _time("encoder", restorer.encode, encode_cost, repeats, variables, image)
-    flow, _ = _time("flow", restorer.decode, decode_cost, repeats, variables, z, conditions)
+    programs = restorer.programs(height, width)
+    encoder, conditions = _time("encoder", programs.encode, encode_cost, repeats, variables, image)
+    flow, _ = _time("flow", programs.decode, decode_cost, repeats, variables, z, conditions)
     device = f"{jax.devices()[0].device_kind} ({os.cpu_count()} cores), jax {jax.__version__}"
     return RestoreBenchmark((height, width), (encoder, flow), peak_memory(), device)
 

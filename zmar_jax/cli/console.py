@@ -1,6 +1,7 @@
 """What the commands share: consoles, tables, progress bars, errors of the command line."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,6 +43,16 @@ def progress(total: int, verb: str) -> Iterator[Callable[[Path, Path, Exception 
 def reason(source: Path, error: Exception) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if text.startswith(str(source)) else f"{source}: {text}"
+
+
+def parse_bytes(option: str, text: str) -> int:
+    """`16GiB`, `800MB` or a number of bytes."""
+    units = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
+    units |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+    match = re.fullmatch(r"(\d+\.?\d*) ?([A-Za-z]*)", text)
+    if not match or match[2] not in units or not (size := int(float(match[1]) * units[match[2]])):
+        raise UsageError(f"{option} must be an amount of memory, as 16GiB or 800MB, got {text!r}")
+    return size
 
 
 def make_folder(folder: Path) -> None:

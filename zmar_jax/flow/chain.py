@@ -8,10 +8,11 @@ from flax import linen as nn
 
 from zmar_jax.config import ModelConfig
 from zmar_jax.flow.actnorm import ACTNORM_INIT, ActNorm
-from zmar_jax.flow.coupling import ConditionProjection, Coupling
+from zmar_jax.flow.coupling import Condition, ConditionProjection, Coupling
 from zmar_jax.flow.health import HEALTH
 from zmar_jax.flow.invconv import INVERSE, InvConv
 from zmar_jax.flow.squeeze import Squeeze
+from zmar_jax.rows import WHOLE, Rows
 
 Array = jax.Array
 
@@ -21,17 +22,18 @@ class FlowStep(nn.Module):
 
     config: ModelConfig
     conditional: bool
+    rows: Rows = WHOLE
 
     def setup(self):
         self.actnorm = ActNorm(self.config.actnorm_eps)
         self.invconv = InvConv()
         if self.conditional:
-            self.coupling = Coupling(self.config)
+            self.coupling = Coupling(self.config, self.rows)
 
     def forward(self, x: Array, cond: Array | None = None) -> tuple[Array, Array]:
         return _forward(self._bijections(), x, cond)
 
-    def inverse(self, y: Array, cond: Array | None = None) -> tuple[Array, Array]:
+    def inverse(self, y: Array, cond: Array | Condition | None = None) -> tuple[Array, Array]:
         return _inverse(self._bijections(), y, cond)
 
     def _bijections(self) -> list[Any]:
@@ -43,13 +45,15 @@ class FlowSteps(nn.Module):
 
     With `remat`, gradients recompute each step's activations instead of keeping them.
 
-    `cond` is [length, B, H, W, 2 * hidden]; unconditional steps do not read it.
+    `cond` is [length, B, H, W, 2 * hidden]; unconditional steps do not read it. `inverse` takes a
+    `Condition` instead where `rows` are not whole.
     """
 
     config: ModelConfig
     length: int
     conditional: bool
     remat: bool = False
+    rows: Rows = WHOLE
 
     def setup(self):
         axes = {"params": 0, ACTNORM_INIT: 0, INVERSE: 0, HEALTH: 0}
@@ -57,14 +61,18 @@ class FlowSteps(nn.Module):
         step = FlowStep
         if self.remat:
             step = nn.remat(FlowStep, prevent_cse=False, methods=["forward", "inverse"])
-        scanned = nn.scan(step, methods={"forward": lift, "inverse": lift | {"reverse": True}})
-        self.step = scanned(self.config, self.conditional)
+        back = lift | {"reverse": True}
+        if self.conditional and not self.rows.whole:
+            axes_of: Any = Condition  # of axes in place of arrays
+            back["in_axes"] = (axes_of(nn.broadcast, 0),)
+        scanned = nn.scan(step, methods={"forward": lift, "inverse": back})
+        self.step = scanned(self.config, self.conditional, self.rows)
 
     def forward(self, x: Array, cond: Array | None = None) -> tuple[Array, Array]:
         y, logdets = self.step.forward(x, cond if self.conditional else None)
         return y, logdets.sum(0)
 
-    def inverse(self, y: Array, cond: Array | None = None) -> tuple[Array, Array]:
+    def inverse(self, y: Array, cond: Array | Condition | None = None) -> tuple[Array, Array]:
         x, logdets = self.step.inverse(y, cond if self.conditional else None)
         return x, logdets.sum(0)
 
@@ -77,21 +85,22 @@ class FlowLevel(nn.Module):
 
     config: ModelConfig
     remat: bool = False
+    rows: Rows = WHOLE
 
     def setup(self):
-        cfg = self.config
+        cfg, remat, rows = self.config, self.remat, self.rows
         self.squeeze = Squeeze()
-        self.additional = FlowSteps(
-            cfg, cfg.flow_additional_steps, conditional=False, remat=self.remat
-        )
+        self.additional = FlowSteps(cfg, cfg.flow_additional_steps, False, remat, rows)
         self.condition = ConditionProjection(cfg)
-        self.conditional = FlowSteps(cfg, cfg.flow_steps, conditional=True, remat=self.remat)
+        self.conditional = FlowSteps(cfg, cfg.flow_steps, True, remat, rows)
 
     def forward(self, x: Array, cond: Array) -> tuple[Array, Array]:
         return _forward(self._bijections(), x, self.condition(cond))
 
     def inverse(self, y: Array, cond: Array) -> tuple[Array, Array]:
-        return _inverse(self._bijections(), y, self.condition(cond))
+        # for all steps at once it would be K times 2 * hidden numbers a pixel
+        project = self.condition if self.rows.whole else self.condition.one_by_one
+        return _inverse(self._bijections(), y, project(cond))
 
     def _bijections(self) -> list[Any]:
         return [self.squeeze, self.additional, self.conditional]
@@ -105,7 +114,7 @@ def _forward(bijections: Sequence[Any], x: Array, cond: Array | None) -> tuple[A
     return x, sum(logdets[1:], logdets[0])
 
 
-def _inverse(bijections: Sequence[Any], y: Array, cond: Array | None) -> tuple[Array, Array]:
+def _inverse(bijections: Sequence[Any], y: Array, cond: Any) -> tuple[Array, Array]:
     logdets = []
     for bijection in reversed(bijections):
         y, logdet = bijection.inverse(y, cond)

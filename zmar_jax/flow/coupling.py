@@ -1,5 +1,7 @@
 """The strengthened conditional affine coupling of SNFlow (SPEC section 4)."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -8,6 +10,7 @@ from zmar_jax import ops
 from zmar_jax.config import ModelConfig
 from zmar_jax.flow.actnorm import ActNorm
 from zmar_jax.flow.health import record
+from zmar_jax.rows import WHOLE, Rows, Wanted, function
 
 Array = jax.Array
 
@@ -27,6 +30,7 @@ class Coupling(nn.Module):
     """
 
     config: ModelConfig
+    rows: Rows = WHOLE
 
     def setup(self):
         self.fFeatures, self.fAffine, self.fAffine2 = (CouplingNet(self.config) for _ in range(3))
@@ -44,15 +48,28 @@ class Coupling(nn.Module):
         record(self, "scale", jnp.minimum(jnp.minimum(*smallest[:2]), smallest[2]))
         return jnp.concatenate([z1, z2], -1), _sum_log(s0) + _sum_log(s1) + _sum_log(s2)
 
-    def inverse(self, y: Array, cond: Array) -> tuple[Array, Array]:
+    def inverse(self, y: Array, cond: "Array | Condition") -> tuple[Array, Array]:
         """y [B, H, W, C] -> (x, logdet [B])."""
+        if not isinstance(cond, Condition):
+            return self.inverse_rows(Wanted(y.shape[1]), y, cond)
+        local = function(self.rows, self, "inverse_rows")
+
+        def window(wanted: Wanted, y: Array, features: Array) -> tuple[Array, Array]:
+            return local(wanted, y, project(features, cond.kernels, self.config))
+
+        width = cond.features.shape[-1] + 3 * cond.kernels.shape[-1]
+        return self.rows.apply(window, y, cond.features, halo=2, width=width, in_place=True)
+
+    def inverse_rows(self, wanted: Wanted, y: Array, cond: Array) -> tuple[Array, Array]:
+        """As `inverse`, of the wanted rows."""
         features, condition = self._split(cond)
         z1, z2 = jnp.split(y, 2, -1)
         (s1, t1), (s2, t2) = self._affines(z1, condition)
         z2 = (z2 / s2 - t2) / s1 - t1
         s0, t0 = self.fFeatures(features, y.shape[-1])
         x = jnp.concatenate([z1, z2], -1) / s0 - t0
-        return x, -(_sum_log(s0) + _sum_log(s1) + _sum_log(s2))
+        s0, s1, s2 = (wanted.counted(wanted.crop(s), 1) for s in (s0, s1, s2))
+        return wanted.crop(x), -(_sum_log(s0) + _sum_log(s1) + _sum_log(s2))
 
     def _split(self, cond: Array) -> tuple[Array, Array]:
         expected = 2 * self.config.flow_hidden
@@ -102,23 +119,42 @@ class Conv3(nn.Module):
         return ops.conv3(x, kernel)
 
 
-class ConditionProjection(nn.Module):
-    """The first convolutions of fFeatures and fAffine on the condition, for all K steps at once.
+class Condition(NamedTuple):
+    """A level's condition before its projection, of which each step makes its own share."""
 
-    The condition does not change along a level, so this is one convolution, outside the
-    sequential part.
+    features: Array
+    """[B, H, W, Cc]."""
+    kernels: Array
+    """[K, 3, 3, Cc, 2 * hidden], or one step's."""
+
+
+class ConditionProjection(nn.Module):
+    """The first convolutions of fFeatures and fAffine on the condition.
+
+    The condition does not change along a level, so for all K steps at once this is one
+    convolution, outside the sequential part.
     """
 
     config: ModelConfig
 
     @nn.compact
+    def kernel(self, width: int) -> Array:
+        shape = (3, 3, width, self.config.flow_steps, 2 * self.config.flow_hidden)
+        return self.param("kernel", normal_init, shape)
+
     def __call__(self, cond: Array) -> Array:
         """cond [B, H, W, Cc] -> [K, B, H, W, 2 * hidden]: fFeatures' half, then fAffine's."""
-        width, steps = cond.shape[-1], self.config.flow_steps
-        shape = (3, 3, width, steps, 2 * self.config.flow_hidden)
-        kernel = self.param("kernel", normal_init, shape)
-        h = ops.conv3(ops.hidden_cast(cond, self.config.policy), kernel.reshape(3, 3, width, -1))
-        return jnp.moveaxis(h.reshape(*cond.shape[:3], steps, -1), 3, 0)
+        kernel = self.kernel(cond.shape[-1])
+        h = project(cond, kernel.reshape(*kernel.shape[:3], -1), self.config)
+        return jnp.moveaxis(h.reshape(*cond.shape[:3], self.config.flow_steps, -1), 3, 0)
+
+    def one_by_one(self, cond: Array) -> Condition:
+        """The same, left for each step to do."""
+        return Condition(cond, jnp.moveaxis(self.kernel(cond.shape[-1]), 3, 0))
+
+
+def project(features: Array, kernel: Array, config: ModelConfig) -> Array:
+    return ops.conv3(ops.hidden_cast(features, config.policy), kernel)
 
 
 def _sort_even_odd(x: Array) -> Array:

@@ -4,12 +4,16 @@ The parameters are the published ones. What is linear is composed before it meet
 kernels are small and images are large.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from zmar_jax import ops
 from zmar_jax.config import ModelConfig
+from zmar_jax.rows import WHOLE, Rows, Wanted, function
 
 Array = jax.Array
 
@@ -17,6 +21,7 @@ conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """PyTorch's default for a convolution: uniform within 1 / sqrt(fan_in)."""
 
 HIGHEST = ops.HIGHEST
+ALL = slice(None)
 
 
 class LayerNorm(nn.Module):
@@ -43,108 +48,132 @@ class ZMA(nn.Module):
     Parameter `qkv_dwconv` holds the published rows that make v; q and k are never used.
     """
 
+    rows: Rows = WHOLE
+
     @nn.compact
-    def __call__(self, x: Array, attention: Array) -> Array:
-        """x [B, H, W, d], attention from `ops.cell_attention` -> [B, H, W, d]."""
-        _, height, width, d = x.shape
+    def __call__(self, x: Array, norm: Callable[[Array], Array], attention: Array) -> Array:
+        """x [B, H, W, d], attention from `ops.cell_attention` -> [B, H, W, d], of norm(x)."""
+        d = x.shape[-1]
         qkv = self.param("qkv", conv_init, (d, 3 * d))
         value = self.param("qkv_dwconv", conv_init, (3, 3, 3 * d, d))
         out = self.param("project_out", conv_init, (d, d))
         kernel = jnp.einsum("im,hwmv->hwiv", qkv, value, precision=HIGHEST)
         kernel = jnp.einsum("hwiv,vo->hwio", kernel, out, precision=HIGHEST)
-        v = ops.conv3(ops.pad_to_multiple(x, attention.shape[1]), kernel)
-        return ops.mix_cells(v, attention)[:, :height, :width]
+        return self.rows.mix_cells(lambda x: ops.conv3(norm(x), kernel), x, attention, 2 * d)
 
 
 class MDTA(nn.Module):
-    """Channel attention (SPEC section 2, MDTA).
+    """Channel attention (SPEC section 2, MDTA), in two passes over the pixels.
 
     The norms divide the d/heads x d/heads Gram matrix instead of the pixels, and the attention
-    is composed with `project_out` into one d x d matrix per image. So q and k are needed only
-    through sums over pixels, which stripes add up.
+    is composed with `project_out` into one d x d matrix per image. So the first pass needs q and k
+    only for sums over pixels, and the second applies that matrix to v.
     """
 
+    width: int
     heads: int
-    stripe_bytes: int | None = None
 
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """x [B, H, W, d] -> [B, H, W, d]."""
-        b, _, _, d = x.shape
-        temperature = self.param("temperature", nn.initializers.ones, (self.heads,))
-        qkv = self.param("qkv", conv_init, (d, 3 * d))
-        taps = self.param("qkv_dwconv", conv_init, (3, 3, 1, 3 * d))
-        out = self.param("project_out", conv_init, (d, d))
+    def setup(self):
+        d = self.width
+        self.temperature = self.param("temperature", nn.initializers.ones, (self.heads,))
+        self.qkv = self.param("qkv", conv_init, (d, 3 * d))
+        self.taps = self.param("qkv_dwconv", conv_init, (3, 3, 1, 3 * d))
+        self.out = self.param("project_out", conv_init, (d, d))
 
-        def stripe(sums: tuple[Array, ...], x: Array) -> tuple[tuple[Array, ...], Array]:
-            q, k, v = jnp.split(ops.dw3(ops.conv1(x, qkv), taps), 3, -1)
-            return tuple(s + n for s, n in zip(sums, self._sums(q, k), strict=True)), v
+    def features(self, x: Array, channels: slice = ALL) -> Array:
+        """Some channels of q, k, v: x [B, H + 2, W + 2, d] from `pad1` -> [B, H, W, n]."""
+        return ops.dw3(ops.conv1(x, self.qkv[:, channels]), self.taps[..., channels])
 
-        width = d // self.heads
-        zeros = [jnp.zeros((b, self.heads, width, n), ops.wide(x.dtype)) for n in (width, 1, 1)]
-        rows = ops.stripe_rows(x.shape, 3 * d, self.stripe_bytes)
-        (gram, qq, kk), v = ops.scan_rows(stripe, tuple(zeros), x, rows)
-        norms = jnp.maximum(jnp.sqrt(qq), 1e-12) * jnp.maximum(jnp.sqrt(kk), 1e-12).mT
-        attention = nn.softmax(gram / norms * temperature.reshape(1, -1, 1, 1))
-        out = out.reshape(self.heads, width, d)
-        mixer = jnp.einsum("bhij,hio->bhjo", attention, out, precision=HIGHEST)
-        mixer = mixer.reshape(b, d, d).astype(v.dtype)
-        return jnp.einsum("bhwj,bjo->bhwo", v, mixer, precision=HIGHEST)
-
-    def _sums(self, q: Array, k: Array) -> tuple[Array, Array, Array]:
-        """q k^T, and the squared norms of q's and k's rows, over the pixels; float32."""
-        b, _, _, d = q.shape
-        q, k = (a.reshape(b, -1, self.heads, d // self.heads) for a in (q, k))
+    def sums(self, qk: Array, wanted: Wanted) -> tuple[Array, Array, Array]:
+        """q k^T and the squared norms of q's and k's rows, over pixels, float32."""
+        b, d, qk = qk.shape[0], self.width, wanted.counted(qk)
+        q, k = (a.reshape(b, -1, self.heads, d // self.heads) for a in jnp.split(qk, 2, -1))
         gram = jnp.einsum(
             "bnhi,bnhj->bhij", q, k, precision=HIGHEST, preferred_element_type=ops.wide(q.dtype)
         )
         qq, kk = (jnp.square(a.astype(ops.wide(a.dtype))).sum(1)[..., None] for a in (q, k))
         return gram, qq, kk
 
+    def mixer(self, gram: Array, qq: Array, kk: Array) -> Array:
+        """What to multiply v with, [B, d, d], from the sums."""
+        norms = jnp.maximum(jnp.sqrt(qq), 1e-12) * jnp.maximum(jnp.sqrt(kk), 1e-12).mT
+        attention = nn.softmax(gram / norms * self.temperature.reshape(1, -1, 1, 1))
+        out = self.out.reshape(self.heads, -1, self.width)
+        mixer = jnp.einsum("bhij,hio->bhjo", attention, out, precision=HIGHEST)
+        return mixer.reshape(-1, self.width, self.width)
+
+    def __call__(self, v: Array, mixer: Array) -> Array:
+        """v [B, H, W, d], mixer [B, d, d] -> [B, H, W, d]."""
+        return jnp.einsum("bhwj,bjo->bhwo", v, mixer.astype(v.dtype), precision=HIGHEST)
+
 
 class GDFN(nn.Module):
     """Gated feed-forward with exact GELU (SPEC section 2, GDFN)."""
 
     hidden: int
-    stripe_bytes: int | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """x [B, H, W, d] -> [B, H, W, d]."""
+        """x [B, H + 2, W + 2, d] from `pad1` -> [B, H, W, d]."""
         d = x.shape[-1]
         project_in = self.param("project_in", conv_init, (d, 2 * self.hidden))
         taps = self.param("dwconv", conv_init, (3, 3, 1, 2 * self.hidden))
         project_out = self.param("project_out", conv_init, (self.hidden, d))
-
-        def stripe(carry: None, x: Array) -> tuple[None, Array]:
-            a, b = jnp.split(ops.dw3(ops.conv1(x, project_in), taps), 2, -1)
-            return carry, ops.conv1(nn.gelu(a, approximate=False) * b, project_out)
-
-        rows = ops.stripe_rows(x.shape, 2 * self.hidden, self.stripe_bytes)
-        return ops.scan_rows(stripe, None, x, rows)[1]
+        a, b = jnp.split(ops.dw3(ops.conv1(x, project_in), taps), 2, -1)
+        return ops.conv1(nn.gelu(a, approximate=False) * b, project_out)
 
 
 class Block(nn.Module):
     """A plain block, or a masked one where `attention` is given (SPEC section 2).
 
-    A masked block's ZMA and MDTA share `norm1`.
+    A masked block's ZMA and MDTA share `norm1`. Every pass reads x and normalises it anew: nothing
+    wider than x is ever whole where `rows` are stripes.
     """
 
     config: ModelConfig
+    width: int
     heads: int
-    stripe_bytes: int | None = None
+    rows: Rows = WHOLE
 
-    @nn.compact
+    def setup(self):
+        eps = self.config.layer_norm_eps
+        self.norm1, self.norm2 = LayerNorm(eps), LayerNorm(eps)
+        self.mask = ZMA(self.rows)
+        self.attn = MDTA(self.width, self.heads)
+        self.hidden = self.config.hidden(self.width)
+        self.ffn = GDFN(self.hidden)
+
     def __call__(self, x: Array, attention: Array | None = None) -> tuple[Array, None]:
         """x [B, H, W, d] -> (x, None), the shape of a scan's body."""
-        cfg = self.config
-        norm1 = LayerNorm(cfg.layer_norm_eps, name="norm1")
+        d = self.width
         if attention is not None:
-            x = x + ZMA(name="mask")(norm1(x), attention)
-        x = x + MDTA(self.heads, self.stripe_bytes, name="attn")(norm1(x))
-        normed = LayerNorm(cfg.layer_norm_eps, name="norm2")(x)
-        hidden = cfg.hidden(x.shape[-1])
-        return x + GDFN(hidden, self.stripe_bytes, name="ffn")(normed), None
+            x = x + self.mask(x, function(self.rows, self.norm1), attention)
+        if self.rows.whole:  # gradients would keep twice what is computed in two passes
+            qkv = self.attn.features(ops.pad1(self.norm1(x)))
+            qk, v = jnp.split(qkv, [2 * d], -1)
+            x = x + self.attn(v, self.attn.mixer(*self.attn.sums(qk, Wanted(x.shape[1]))))
+        else:
+            mixer = self.attn.mixer(*self._pass("attend_sums", x, 2 * d)[1])
+            x = self._pass("attend", x, d, mixer)[0]
+        return self._pass("feed", x, 2 * self.hidden)[0], None
+
+    def _pass(self, method: str, x: Array, width: int, *extra: Array) -> tuple[Any, Any]:
+        fn = function(self.rows, self, method)
+        in_place = method != "attend_sums"
+        return self.rows.apply(
+            lambda wanted, x: fn(wanted, x, *extra), x, halo=1, width=width, in_place=in_place
+        )
+
+    def attend_sums(self, wanted: Wanted, x: Array) -> tuple[None, tuple[Array, ...]]:
+        qk = self.attn.features(wanted.pad1(self.norm1(x)), slice(2 * self.width))
+        return None, self.attn.sums(qk, wanted)
+
+    def attend(self, wanted: Wanted, x: Array, mixer: Array) -> tuple[Array, tuple[()]]:
+        v = self.attn.features(wanted.pad1(self.norm1(x)), slice(2 * self.width, None))
+        return wanted.crop(x) + self.attn(v, mixer), ()
+
+    def feed(self, wanted: Wanted, x: Array) -> tuple[Array, tuple[()]]:
+        return wanted.crop(x) + self.ffn(wanted.pad1(self.norm2(x))), ()
 
 
 class Stage(nn.Module):
@@ -156,7 +185,7 @@ class Stage(nn.Module):
     config: ModelConfig
     length: int
     heads: int
-    stripe_bytes: int | None = None
+    rows: Rows = WHOLE
     remat: bool = False
 
     @nn.compact
@@ -169,4 +198,5 @@ class Stage(nn.Module):
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=self.length,
         )
-        return blocks(self.config, self.heads, self.stripe_bytes, name="blocks")(x, attention)[0]
+        block = blocks(self.config, x.shape[-1], self.heads, self.rows, name="blocks")
+        return block(x, attention)[0]

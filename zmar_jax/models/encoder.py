@@ -7,6 +7,7 @@ from flax import linen as nn
 from zmar_jax import ops
 from zmar_jax.config import ModelConfig
 from zmar_jax.models.attention import Stage, conv_init
+from zmar_jax.rows import WHOLE, Rows
 
 Array = jax.Array
 
@@ -16,20 +17,23 @@ class Conv(nn.Module):
 
     features: int
     size: int
+    rows: Rows = WHOLE
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1], self.features)
         if self.size == 1:
             return ops.conv1(x, self.param("kernel", conv_init, shape))
-        return ops.conv3(x, self.param("kernel", conv_init, (3, 3, *shape)))
+        kernel = self.param("kernel", conv_init, (3, 3, *shape))
+        local = lambda wanted, x: (wanted.crop(ops.conv3(x, kernel)), ())  # noqa: E731
+        return self.rows.apply(local, x, halo=1, width=max(shape))[0]
 
 
 class Encoder(nn.Module):
     """U-shaped encoder; levels 1 to 3 attend by the mask of lost pixels on the way down."""
 
     config: ModelConfig
-    stripe_bytes: int | None = None
+    rows: Rows = WHOLE
     remat: bool = False
 
     @nn.compact
@@ -56,24 +60,29 @@ class Encoder(nn.Module):
         n, heads = cfg.blocks, cfg.heads
 
         def stage(length: int, heads: int, name: str) -> Stage:
-            return Stage(cfg, length, heads, self.stripe_bytes, self.remat, name=name)
+            return Stage(cfg, length, heads, self.rows, self.remat, name=name)
 
-        x = Conv(dim, 3, name="patch_embed")(ops.hidden_cast(lr, cfg.policy))
+        def conv3(features: int, name: str) -> Conv:
+            return Conv(features, 3, self.rows, name=name)
+
+        if self.rows.shares is not None:
+            lr = self.rows.shares.take(lr)
+        x = conv3(dim, "patch_embed")(ops.hidden_cast(lr, cfg.policy))
         e1 = stage(n[0], heads[0], "encoder_level1")(x, attention[0])
-        x = ops.squeeze2(Conv(dim // 2, 3, name="down1_2")(e1))
+        x = ops.squeeze2(conv3(dim // 2, "down1_2")(e1))
         e2 = stage(n[1], heads[1], "encoder_level2")(x, attention[1])
-        x = ops.squeeze2(Conv(dim, 3, name="down2_3")(e2))
+        x = ops.squeeze2(conv3(dim, "down2_3")(e2))
         e3 = stage(n[2], heads[2], "encoder_level3")(x, attention[2])
-        x = ops.squeeze2(Conv(2 * dim, 3, name="down3_4")(e3))
+        x = ops.squeeze2(conv3(2 * dim, "down3_4")(e3))
         latent = stage(n[3], heads[3], "latent")(x)
 
-        x = ops.unsqueeze2(Conv(16 * dim, 3, name="up4_3")(latent))
+        x = ops.unsqueeze2(conv3(16 * dim, "up4_3")(latent))
         x = Conv(4 * dim, 1, name="reduce_chan_level3")(jnp.concatenate([x, e3], -1))
         d3 = stage(n[2], heads[2], "decoder_level3")(x)
-        x = ops.unsqueeze2(Conv(8 * dim, 3, name="up3_2")(d3))
+        x = ops.unsqueeze2(conv3(8 * dim, "up3_2")(d3))
         x = Conv(2 * dim, 1, name="reduce_chan_level2")(jnp.concatenate([x, e2], -1))
         d2 = stage(n[1], heads[1], "decoder_level2")(x)
-        x = ops.unsqueeze2(Conv(4 * dim, 3, name="up2_1")(d2))
+        x = ops.unsqueeze2(conv3(4 * dim, "up2_1")(d2))
         d1 = stage(n[0], heads[0], "decoder_level1")(jnp.concatenate([x, e1], -1))
         f = stage(cfg.refinement_blocks, heads[0], "refinement")(d1)
 

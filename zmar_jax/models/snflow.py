@@ -7,6 +7,7 @@ from flax import linen as nn
 
 from zmar_jax.config import ModelConfig
 from zmar_jax.flow import FlowLevel
+from zmar_jax.rows import WHOLE, Rows
 
 Array = jax.Array
 
@@ -19,9 +20,10 @@ class SNFlow(nn.Module):
 
     config: ModelConfig
     remat: bool = False
+    rows: Rows = WHOLE
 
     def setup(self):
-        levels = (FlowLevel(self.config, self.remat) for _ in range(3))
+        levels = (FlowLevel(self.config, self.remat, self.rows) for _ in range(3))
         self.level1, self.level2, self.level3 = levels
 
     def forward(self, x: Array, conditions: Conditions) -> tuple[Array, Array]:

@@ -11,6 +11,8 @@ from zmar_jax import losses
 from zmar_jax.config import ModelConfig
 from zmar_jax.models.encoder import Encoder
 from zmar_jax.models.snflow import Conditions, SNFlow
+from zmar_jax.rows import WHOLE, Rows
+from zmar_jax.shares import Shares
 
 Array = jax.Array
 
@@ -21,18 +23,24 @@ class ZmarSNFlow(nn.Module):
     `lr` [B, H, W, 3] and `mask` [B, H, W, 1] come from `ops.network_input`; H and W are
     multiples of 8 and at least 16, else ValueError.
 
-    `stripe_bytes` changes no parameter and no result beyond rounding: with it, the encoder's wide
-    layers work on stripes of the image of about that many bytes, to stay within caches and memory.
+    `stripe_bytes` changes no parameter and no result beyond rounding: with it, `encode`, `decode`
+    and `inverse` work on stripes of the image whose arrays take about that many bytes, to stay
+    within caches and memory. It is for restoring; gradients want the whole image at once.
     Neither does `remat`: with it, gradients recompute the activations of every block and flow step.
+    With `shares`, inside `jax.shard_map`, each device works on its share of the rows: `encode`
+    takes the whole image and gives the share's conditions; `decode` takes those and the share's
+    latent and gives the share's pixels, and a logdet that means nothing.
     """
 
     config: ModelConfig = ModelConfig()
     stripe_bytes: int | None = None
     remat: bool = False
+    shares: Shares | None = None
 
     def setup(self):
-        self.encoder = Encoder(self.config, self.stripe_bytes, self.remat)
-        self.flow = SNFlow(self.config, self.remat)
+        rows = WHOLE if self.is_initializing() else Rows(self.stripe_bytes, self.shares)
+        self.encoder = Encoder(self.config, rows, self.remat)
+        self.flow = SNFlow(self.config, self.remat, rows)
 
     def encode(self, lr: Array, mask: Array) -> dict[str, Array]:
         """The flow's conditions, each [B, H/s, W/s, 6 dim]: fea_up0 (s = 8), 1 (4), 2 (2)."""

@@ -1,0 +1,248 @@
+"""Stripes and shares of an image give what the whole image gives, within bounded memory."""
+
+import functools
+import re
+from typing import Any
+
+import golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from zmar_jax import compilation, memory, ops
+from zmar_jax.config import PRESETS, ModelConfig
+from zmar_jax.flow import invert_weights
+from zmar_jax.memory import GIB, MemoryLimitError, Plan
+from zmar_jax.models import ZmarSNFlow, param_shapes
+from zmar_jax.programs import make_programs, make_split_programs
+from zmar_jax.restore import Restorer
+from zmar_jax.rows import Rows, Wanted, stripe_rows
+from zmar_jax.shares import STEP, Shares, most_shares
+
+TINY, FULL = PRESETS["tiny"], PRESETS["zmar_snflow"]
+# multiples of 8 that are not of 16 or 32: padded cells at level 3, stripes and shares that overlap
+SIZES = ((72, 56), (136, 40))
+
+
+@functools.cache
+def variables() -> dict[str, Any]:
+    params = golden.params("tiny", 0)
+    return {"params": params, "inverse": invert_weights(params)}
+
+
+@functools.cache
+def inputs(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """A dark picture with lost cells, and a latent."""
+    rng = np.random.default_rng(height)
+    image = rng.integers(0, 60, (1, height, width, 3), np.uint8)
+    image[:, height // 3 : height // 2, width // 4 : width // 2] = 0
+    return image, rng.standard_normal((1, height // 8, width // 8, 192)).astype(np.float32)
+
+
+@functools.cache
+def whole(height: int, width: int) -> tuple[Any, jax.Array, jax.Array]:
+    """Conditions, pixels and logdet from the whole image."""
+    return run(ZmarSNFlow(TINY), height, width)
+
+
+def run(model: ZmarSNFlow, height: int, width: int) -> tuple[Any, jax.Array, jax.Array]:
+    image, z = inputs(height, width)
+
+    def restore(variables: Any, image: Any, z: Any) -> Any:
+        conditions = model.apply(variables, *ops.network_input(image), method="encode")
+        return conditions, *model.apply(variables, z, conditions, method="decode")
+
+    return golden.jit(restore)(variables(), image, z)
+
+
+def same(found: Any, expected: Any) -> None:
+    """Within 1e-4 of the standard deviation of conditions, and of 1 of pixels."""
+    for key, array in expected[0].items():
+        np.testing.assert_allclose(found[0][key], array, atol=1e-4 * array.std(), err_msg=key)
+    np.testing.assert_allclose(found[1], expected[1], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("size", "stripe_bytes"),
+    [
+        (SIZES[0], 1),
+        pytest.param(SIZES[0], 20_000, marks=pytest.mark.slow),
+        pytest.param(SIZES[1], 1, marks=pytest.mark.slow),
+        pytest.param(SIZES[1], 60_000, marks=pytest.mark.slow),
+    ],
+)
+def test_stripes_equal_the_whole(size: tuple[int, int], stripe_bytes: int) -> None:
+    found, expected = run(ZmarSNFlow(TINY, stripe_bytes), *size), whole(*size)
+    same(found, expected)
+    np.testing.assert_allclose(found[2], expected[2], rtol=1e-5)
+
+
+def test_stripes_of_the_smallest_size_are_several() -> None:
+    assert stripe_rows((1, 72, 56, 8), 24, 1, 1) == 8
+    assert stripe_rows((1, 36, 28, 12), 24, 2, 1) == 12
+    assert stripe_rows((1, 72, 56, 8), 24, 1, None) == 72
+
+
+def split_programs(height: int, devices: int, stripe_bytes: int | None = None) -> Any:
+    return make_split_programs(TINY, stripe_bytes, devices, height)
+
+
+@pytest.mark.parametrize(
+    ("size", "devices", "stripe_bytes"),
+    [
+        pytest.param(SIZES[1], 4, None, marks=pytest.mark.slow),
+        pytest.param((128, 40), 4, None, marks=pytest.mark.slow),  # shares that do not overlap
+        pytest.param((104, 56), 3, None, marks=pytest.mark.slow),
+        pytest.param((72, 56), 2, None, marks=pytest.mark.slow),
+        pytest.param((184, 40), 4, 20_000, marks=pytest.mark.slow),
+    ],
+)
+def test_devices_equal_one(size: tuple[int, int], devices: int, stripe_bytes: int | None) -> None:
+    image, z = inputs(*size)
+    programs = split_programs(size[0], devices, stripe_bytes)
+    conditions = programs.encode(variables(), image)
+    pixels = programs.picture(programs.decode(variables(), z, conditions))
+    assert len(conditions["fea_up2"].sharding.device_set) == devices
+    np.testing.assert_allclose(pixels, np.clip(whole(*size)[1], 0, 1), atol=1e-4)
+
+
+def test_a_restorer_over_devices_restores_any_size() -> None:
+    image = inputs(136, 40)[0][0, :131, :37]
+    alone, four = (Restorer(TINY, golden.params("tiny", 0), devices=n) for n in (1, 4))
+    assert four.programs(136, 40).shares.count == 4
+    difference = alone(image).astype(int) - four(image)
+    assert np.abs(difference).max() <= 1  # where rounding falls on the other side of a half
+    assert (difference == 0).mean() > 0.999
+
+
+def lowered(programs: Any, config: ModelConfig, height: int, width: int) -> tuple[Any, Any]:
+    """Both programs compiled for this size, from shapes alone."""
+    params = param_shapes(config)
+    inverse = {}
+    for path, leaf in flatten_dict(params).items():
+        if path[-2:] == ("invconv", "weight"):
+            inverse[path] = leaf
+            inverse[*path[:-1], "logabsdet"] = jax.ShapeDtypeStruct(leaf.shape[:1], leaf.dtype)
+    shapes = {"params": params, "inverse": unflatten_dict(inverse)}
+    image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
+    z = jax.ShapeDtypeStruct((1, height // 8, width // 8, 192), jnp.float32)
+    conditions = jax.eval_shape(programs.encode, shapes, image)
+    encode = programs.encode.lower(shapes, image).compile()
+    return encode, programs.decode.lower(shapes, z, conditions).compile()
+
+
+def taken(program: Any) -> int:
+    """Bytes of arguments, outputs and temporaries."""
+    m = program.memory_analysis()
+    return m.argument_size_in_bytes + m.output_size_in_bytes + m.temp_size_in_bytes
+
+
+@pytest.mark.slow
+def test_devices_exchange_only_halos_and_sums() -> None:
+    """No device sees the activations of all, and four need little more than a quarter each."""
+    one = lowered(make_programs(TINY, None), TINY, 1024, 64)
+    four = lowered(split_programs(1024, 4), TINY, 1024, 64)
+    for alone, shared in zip(one, four, strict=True):
+        collectives = set(re.findall(r" (all-\w+|reduce-scatter)\(", shared.as_text()))
+        assert collectives <= {"all-reduce"}
+        temporaries = [p.memory_analysis().temp_size_in_bytes for p in (alone, shared)]
+        assert temporaries[1] < 0.35 * temporaries[0]
+
+
+@pytest.mark.slow
+def test_twelve_megapixels_take_less_than_16_gib() -> None:
+    for program in lowered(make_programs(FULL, compilation.STRIPE_BYTES), FULL, 3000, 4000):
+        assert taken(program) < 15 * GIB
+    plan = memory.choose(FULL, 3000, 4000, 16 * GIB)
+    assert plan.stripe_bytes == compilation.STRIPE_BYTES
+
+
+@pytest.mark.parametrize(
+    ("config", "height", "width", "stripe_bytes"),
+    [
+        (TINY, 400, 600, None),
+        pytest.param(TINY, 1000, 1496, 1 << 20, marks=pytest.mark.slow),
+        pytest.param(FULL, 400, 600, None, marks=pytest.mark.slow),
+        pytest.param(FULL, 400, 600, 24 << 20, marks=pytest.mark.slow),
+        pytest.param(FULL, 3000, 4000, 24 << 20, marks=pytest.mark.slow),
+        pytest.param(FULL, 3000, 4000, 256 << 20, marks=pytest.mark.slow),
+    ],
+)
+def test_the_estimate_is_xlas_own_count(
+    config: ModelConfig, height: int, width: int, stripe_bytes: int | None
+) -> None:
+    programs = lowered(make_programs(config, stripe_bytes), config, height, width)
+    counted = max(taken(p) for p in programs) + memory.PROGRAM
+    estimate = memory.need(config, height, width, stripe_bytes)
+    assert counted <= estimate <= 1.3 * counted
+
+
+def test_stripes_where_the_whole_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_on_cpu", lambda: False)
+    plans = [memory.choose(FULL, 1000, 1496, n * GIB) for n in (16, 4)]
+    assert plans[0].stripe_bytes is None
+    assert plans[1].stripe_bytes is not None
+    assert all(plan.need <= n * GIB for plan, n in zip(plans, (16, 4), strict=True))
+    alone, shared = (memory.choose(FULL, 3000, 4000, 16 * GIB, n) for n in (1, 8))
+    assert isinstance(alone, Plan)
+    assert alone.stripe_bytes is not None
+    assert shared.devices == 8
+    assert shared.stripe_bytes is None
+
+
+def test_what_cannot_fit_is_refused() -> None:
+    restorer = Restorer(FULL, {}, memory=2 * GIB)
+    expected = r"^4000x3000 pixels \(width x height\) need 1\d\.\d GiB of memory, and 2\.0 GiB"
+    with pytest.raises(MemoryLimitError, match=expected):
+        restorer(np.zeros((3000, 4000, 3), np.uint8))
+
+
+few = settings(max_examples=25, deadline=None)
+
+
+@few
+@given(
+    height=st.integers(3, 60),
+    stripe_bytes=st.integers(1, 3000),
+    halo=st.integers(1, 2),
+    counted=st.booleans(),
+)
+def test_windows_see_their_neighbours(
+    height: int, stripe_bytes: int, halo: int, counted: bool
+) -> None:
+    x = np.random.default_rng(height).standard_normal((2, height, 3, 2)).astype(np.float32)
+    kernel = np.ones((3, 3, 2, 2), np.float32)
+
+    def local(wanted: Wanted, x: jax.Array) -> Any:
+        y = x
+        for _ in range(halo):
+            y = ops.conv3(y + 1, kernel) / 9
+        y = wanted.crop(y)
+        return y, wanted.counted(y).sum((1, 2))
+
+    rows = Rows(stripe_bytes)
+    y, total = rows.apply(local, x, halo=halo, width=2, in_place=counted)
+    expected, sums = local(Wanted(height), x)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    np.testing.assert_allclose(total, sums, atol=1e-3)
+
+
+@given(height=st.integers(2, 1000).map(lambda n: 8 * n), count=st.integers(1, 64))
+def test_shares_cover_the_rows(height: int, count: int) -> None:
+    if count > most_shares(height):
+        with pytest.raises(ValueError, match="can be split over at most"):
+            Shares("rows", count, height)
+        return
+    shares = Shares("rows", count, height)
+    ends = [start + shares.rows for start in shares.starts]
+    gaps = np.diff(shares.starts)
+    assert shares.starts[0] == 0
+    assert ends[-1] == height
+    assert np.all(gaps >= STEP)
+    assert np.all(gaps <= shares.rows)
+    assert np.all(np.array(shares.starts) % 8 == 0)
+    assert height - shares.rows * count <= 0

@@ -1,0 +1,222 @@
+"""Working on an image by its rows: all at once, in stripes, or in shares on several devices.
+
+What needs only neighbouring pixels is written once, as a function of an image with zero padding at
+its edges. It gets windows of the image: the rows that are wanted and, around them, `halo` more.
+A window never reaches beyond the image: where one lies at the image's edge, the edges are the
+same, and elsewhere what padding spoils lies within the halo, which is dropped. So the results are
+those of the whole image.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from zmar_jax import ops
+from zmar_jax.shares import Shares
+
+Array = jax.Array
+
+
+class Wanted(NamedTuple):
+    """Which rows of a window are wanted."""
+
+    rows: int
+    first: Array | int = 0
+    keep: Array | None = None
+    """Which of them sums count, bool [1, rows, 1, 1]: rows may be computed twice. None: all."""
+
+    def crop(self, x: Array) -> Array:
+        """The wanted rows of a window."""
+        return x if x.shape[1] == self.rows else self._slice(x, self.rows)
+
+    def pad1(self, x: Array) -> Array:
+        """The wanted rows of a window and one more on each side, with zeros around the window."""
+        return self._slice(ops.pad1(x), self.rows + 2)
+
+    def counted(self, x: Array, other: float = 0) -> Array:
+        """x of the wanted rows, with `other` in the rows that sums do not count."""
+        return x if self.keep is None else jnp.where(self.keep, x, other)
+
+    def _slice(self, x: Array, rows: int) -> Array:
+        return x if x.shape[1] == rows else lax.dynamic_slice_in_dim(x, self.first, rows, 1)
+
+
+Local = Callable[..., tuple[Array | None, Any]]
+"""(wanted, *windows) -> (y, sums): the wanted rows of y, and sums over those that count."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """How the rows of an image are worked on.
+
+    `stripe_bytes`: what the widest array of a stripe takes, about; None does all rows at once.
+    `shares`: the rows of each device inside `jax.shard_map`; None is one device with all rows.
+    """
+
+    stripe_bytes: int | None = None
+    shares: Shares | None = None
+
+    @property
+    def whole(self) -> bool:
+        """One device does all rows at once."""
+        return self.stripe_bytes is None and self.shares is None
+
+    def apply(
+        self, fn: Local, *arrays: Array, halo: int, width: int, in_place: bool = False
+    ) -> tuple[Any, Any]:
+        """fn of all rows of the arrays, from windows.
+
+        Args:
+          fn: pure unless `whole`; a row of y depends on at most `halo` rows on each side.
+          arrays: [B, H, ...] each.
+          width: numbers per pixel of the first array (of W columns) in fn's widest array.
+          in_place: y takes the place of the first array, and has its shape.
+        """
+        if self.shares is None:
+            return self._stripes(fn, None, arrays, halo, width, in_place)
+        rows = arrays[0].shape[1]
+        windows = tuple(self.shares.window(a, halo) for a in arrays)
+        first, keep = self.shares.wanted(rows, halo)
+        if self.stripe_bytes is None:
+            y, sums = fn(Wanted(rows, first, keep), *windows)
+        else:
+            keep = lax.dynamic_update_slice_in_dim(
+                jnp.zeros((1, rows + 2 * halo, 1, 1), bool), keep, first, 1
+            )
+            y, sums = self._stripes(fn, keep, windows, halo, width, in_place)
+            y = y if y is None else Wanted(rows, first).crop(y)
+        return y, jax.tree.map(self.shares.total, sums)
+
+    def _stripes(
+        self,
+        fn: Local,
+        keep: Array | None,
+        arrays: tuple[Array, ...],
+        halo: int,
+        width: int,
+        in_place: bool,
+    ) -> tuple[Any, Any]:
+        height = arrays[0].shape[1]
+        rows = stripe_rows(arrays[0].shape, width, halo, self.stripe_bytes)
+        size = rows + 2 * halo
+        if size >= height:
+            return fn(Wanted(height, 0, keep), *arrays)
+        windows = [jax.ShapeDtypeStruct((a.shape[0], size, *a.shape[2:]), a.dtype) for a in arrays]
+        shape = jax.eval_shape(functools.partial(fn, Wanted(rows)), *windows)[0]
+        buffer: Any = None
+        if in_place:
+            buffer, arrays = arrays[0], arrays[1:]
+        elif shape is not None:
+            buffer = jnp.zeros((shape.shape[0], height, *shape.shape[2:]), shape.dtype)
+
+        def step(carry: tuple[Any, Any], i: Array) -> tuple[Any, Any]:
+            buffer, before = carry
+            done, start = i * rows, jnp.minimum(i * rows, height - rows)
+            first = _first(start, halo, size, height)
+            cut = [lax.dynamic_slice_in_dim(a, first, size, 1) for a in arrays]
+            if in_place:
+                window = lax.dynamic_slice_in_dim(buffer, first, size, 1)
+                old = _first(jnp.maximum(done - rows, 0), halo, size, height)
+                window = _restored(window, before, first - old, done - first)
+                before = lax.optimization_barrier(window)
+                cut = [before, *cut]
+            fresh = (start + jnp.arange(rows)).reshape(1, -1, 1, 1) >= done
+            if keep is not None:
+                fresh &= lax.dynamic_slice_in_dim(keep, start, rows, 1)
+            y, sums = fn(Wanted(rows, start - first, fresh), *cut)
+            if y is not None:
+                buffer = lax.dynamic_update_slice_in_dim(buffer, y, start, 1)
+            return (buffer, before), sums
+
+        before = buffer[:, :size] if in_place else None
+        steps = jnp.arange(-(-height // rows))
+        (y, _), sums = lax.scan(step, (buffer, before), steps)
+        return y, jax.tree.map(lambda s: s.sum(0), sums)
+
+    def mix_cells(
+        self, fn: Callable[[Array], Array], x: Array, attention: Array, width: int
+    ) -> Array:
+        """`ops.mix_cells` of fn(x), x [B, H, W, C] padded to whole cells, without the padding.
+
+        Args:
+          fn: pure unless `whole`; keeps the shape, and depends on one row on each side.
+          width: as of `apply`.
+        """
+        _, height, columns, _ = x.shape
+        grid = attention.shape[1]
+        if self.shares is not None:
+            x = ops.pad_to_multiple(x, grid, axes=(2,))
+            return self.shares.mix_cells(fn, x, attention)[:, :, :columns]
+        x = ops.pad_to_multiple(x, grid)
+        cell = x.shape[1] // grid
+        shape = (x.shape[0] * grid, cell, *x.shape[2:])
+        rows = stripe_rows(shape, width, 1, self.stripe_bytes)
+        if rows + 2 >= cell:
+            return ops.mix_cells(fn(x), attention)[:, :height, :columns]
+        y = _mixed_stripes(fn, x, attention, rows)
+        return y.reshape(x.shape)[:, :height, :columns]
+
+
+WHOLE = Rows()
+LEAST_ROWS = 8
+"""Rows of a stripe for each row of its halo, at least."""
+
+
+def stripe_rows(shape: tuple[int, ...], width: int, halo: int, stripe_bytes: int | None) -> int:
+    """Rows of a stripe of [B, H, W, ...] whose `width` numbers a pixel take about `stripe_bytes`.
+
+    All of H where `stripe_bytes` is None, and never so few that most of the work is halo.
+    """
+    b, h, w = shape[:3]
+    if stripe_bytes is None:
+        return h
+    most = max(stripe_bytes // (4 * b * w * width), LEAST_ROWS * halo)
+    return math.ceil(h / math.ceil(h / most))
+
+
+def function(rows: Rows, module: Any, method: str = "__call__") -> Callable[..., Any]:
+    """A module's method; unless `rows.whole` as a pure function, which may run inside a scan."""
+    if rows.whole:
+        return getattr(module, method)
+    unbound, variables = module.clone(parent=None, name=None), module.variables
+    return lambda *args: unbound.apply(variables, *args, method=method)
+
+
+def _first(start: Array, halo: int, size: int, height: int) -> Array:
+    """First row of the window around `start`, within the image."""
+    return jnp.clip(start - halo, 0, height - size)
+
+
+def _restored(window: Array, before: Array, shift: Array, done: Array) -> Array:
+    """The window with its first `done` rows as they were, from the last window, `shift` above."""
+    size = window.shape[1]
+    old = lax.dynamic_slice_in_dim(jnp.concatenate([before, before], 1), shift, size, 1)
+    return jnp.where(jnp.arange(size).reshape(1, -1, 1, 1) < done, old, window)
+
+
+def _mixed_stripes(fn: Callable[[Array], Array], x: Array, attention: Array, rows: int) -> Array:
+    """Mixed cells from stripes of the same rows of every row of cells: [B, grid, H/grid, W, C]."""
+    b, height, w, c = x.shape
+    grid = attention.shape[1]
+    cell, size = height // grid, rows + 2
+
+    def step(y: Array, i: Array) -> tuple[Array, None]:
+        start = jnp.minimum(i * rows, cell - rows)
+        tops = [k * cell + start for k in range(grid)]
+        firsts = [_first(top, 1, size, height) for top in tops]
+        cut = [
+            lax.dynamic_slice_in_dim(fn(lax.dynamic_slice_in_dim(x, f, size, 1)), top - f, rows, 1)
+            for top, f in zip(tops, firsts, strict=True)
+        ]
+        mixed = ops.mix_cells(jnp.concatenate(cut, 1), attention)
+        mixed = mixed.reshape(b, grid, rows, w, c)
+        return lax.dynamic_update_slice_in_dim(y, mixed, start, 2), None
+
+    y = jnp.zeros((b, grid, cell, w, c), jax.eval_shape(fn, x).dtype)
+    return lax.scan(step, y, jnp.arange(-(-cell // rows)))[0]
