@@ -1,14 +1,13 @@
 """Composition: a flow step, steps scanned over stacked parameters, a level."""
 
-from collections.abc import Sequence
-from typing import Any
-
 import jax
 from flax import linen as nn
 
-from zmar_jax.config import ModelConfig
+from zmar_jax.config import ModelConfig, Remat
+from zmar_jax.flow import compose, reversible
 from zmar_jax.flow.actnorm import ACTNORM_INIT, ActNorm
-from zmar_jax.flow.coupling import ConditionProjection, Coupling
+from zmar_jax.flow.compose import Bijection
+from zmar_jax.flow.coupling import Condition, ConditionProjection, Coupling
 from zmar_jax.flow.health import HEALTH
 from zmar_jax.flow.invconv import INVERSE, InvConv
 from zmar_jax.flow.squeeze import Squeeze
@@ -29,13 +28,14 @@ class FlowStep(nn.Module):
             self.coupling = Coupling(self.config)
 
     def forward(self, x: Array, cond: Array | None = None) -> tuple[Array, Array]:
-        return _forward(self._bijections(), x, cond)
+        return compose.forward(self.bijections(), x, cond)
 
     def inverse(self, y: Array, cond: Array | None = None) -> tuple[Array, Array]:
-        return _inverse(self._bijections(), y, cond)
+        return compose.inverse(self.bijections(), y, cond)
 
-    def _bijections(self) -> list[Any]:
-        return [self.actnorm, self.invconv, *([self.coupling] if self.conditional else [])]
+    def bijections(self) -> list[Bijection]:
+        coupling = self.coupling.bijections() if self.conditional else []
+        return [self.actnorm, self.invconv, *coupling]
 
 
 class FlowSteps(nn.Module):
@@ -43,7 +43,8 @@ class FlowSteps(nn.Module):
 
     With `remat`, gradients recompute each step's activations instead of keeping them.
 
-    `cond` is [length, B, H, W, 2 * hidden]; unconditional steps do not read it.
+    `cond` is [length, B, H, W, 2 * hidden]; unconditional steps do not read it. If it is a
+    `Condition`, gradients recompute the steps' inputs from their outputs, too (`reversible`).
     """
 
     config: ModelConfig
@@ -60,54 +61,61 @@ class FlowSteps(nn.Module):
         scanned = nn.scan(step, methods={"forward": lift, "inverse": lift | {"reverse": True}})
         self.step = scanned(self.config, self.conditional)
 
-    def forward(self, x: Array, cond: Array | None = None) -> tuple[Array, Array]:
+    def forward(self, x: Array, cond: Array | Condition | None = None) -> tuple[Array, Array]:
+        if isinstance(cond, Condition):
+            return self._reversible("forward", x, cond)
         y, logdets = self.step.forward(x, cond if self.conditional else None)
         return y, logdets.sum(0)
 
-    def inverse(self, y: Array, cond: Array | None = None) -> tuple[Array, Array]:
+    def inverse(self, y: Array, cond: Array | Condition | None = None) -> tuple[Array, Array]:
+        if isinstance(cond, Condition):
+            return self._reversible("inverse", y, cond)
         x, logdets = self.step.inverse(y, cond if self.conditional else None)
         return x, logdets.sum(0)
+
+    def _reversible(self, direction: str, x: Array, cond: Condition) -> tuple[Array, Array]:
+        step = FlowStep(self.config, self.conditional, parent=None)
+        weights = reversible.Weights(
+            self.step.variables["params"], cond.kernels if self.conditional else None
+        )
+        features = cond.features if self.conditional else None
+        y, logdet, recorded = reversible.run(step, direction, weights, x, features)
+        if self.is_mutable_collection(HEALTH):
+            for name, values in recorded.items():
+                self.step.put_variable(HEALTH, name, values)
+        return y, logdet
 
 
 class FlowLevel(nn.Module):
     """Squeeze, additional steps, conditional steps: [B, H, W, C] <-> [B, H/2, W/2, 4C].
 
-    `cond` is [B, H/2, W/2, Cc] (SPEC section 4).
+    `cond` is [B, H/2, W/2, Cc] (SPEC section 4). `remat` is `TrainConfig`'s.
     """
 
     config: ModelConfig
-    remat: bool = False
+    remat: Remat = "none"
 
     def setup(self):
-        cfg = self.config
+        cfg, remat = self.config, self.remat != "none"
         self.squeeze = Squeeze()
         self.additional = FlowSteps(
-            cfg, cfg.flow_additional_steps, conditional=False, remat=self.remat
+            cfg, cfg.flow_additional_steps, conditional=False, remat=remat
         )
         self.condition = ConditionProjection(cfg)
-        self.conditional = FlowSteps(cfg, cfg.flow_steps, conditional=True, remat=self.remat)
+        self.conditional = FlowSteps(cfg, cfg.flow_steps, conditional=True, remat=remat)
 
     def forward(self, x: Array, cond: Array) -> tuple[Array, Array]:
-        return _forward(self._bijections(), x, self.condition(cond))
+        return compose.forward(self._bijections(), x, self._projected(cond))
 
     def inverse(self, y: Array, cond: Array) -> tuple[Array, Array]:
-        return _inverse(self._bijections(), y, self.condition(cond))
+        return compose.inverse(self._bijections(), y, self._projected(cond))
 
-    def _bijections(self) -> list[Any]:
+    def _bijections(self) -> list[Bijection]:
         return [self.squeeze, self.additional, self.conditional]
 
-
-def _forward(bijections: Sequence[Any], x: Array, cond: Array | None) -> tuple[Array, Array]:
-    logdets = []
-    for bijection in bijections:
-        x, logdet = bijection.forward(x, cond)
-        logdets.append(logdet)
-    return x, sum(logdets[1:], logdets[0])
-
-
-def _inverse(bijections: Sequence[Any], y: Array, cond: Array | None) -> tuple[Array, Array]:
-    logdets = []
-    for bijection in reversed(bijections):
-        y, logdet = bijection.inverse(y, cond)
-        logdets.append(logdet)
-    return y, sum(logdets[1:], logdets[0])
+    def _projected(self, cond: Array) -> Array | Condition:
+        # what only the modules themselves can do: make, initialise or read variables
+        modules = self.is_initializing() or self.is_mutable_collection(ACTNORM_INIT)
+        if self.remat != "reversible" or modules or INVERSE in self.variables:
+            return self.condition(cond)
+        return self.condition.one_by_one(cond)

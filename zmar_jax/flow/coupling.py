@@ -1,12 +1,16 @@
 """The strengthened conditional affine coupling of SNFlow (SPEC section 4)."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from zmar_jax import ops
 from zmar_jax.config import ModelConfig
+from zmar_jax.flow import compose
 from zmar_jax.flow.actnorm import ActNorm
+from zmar_jax.flow.compose import Bijection, Pair
 from zmar_jax.flow.health import record
 
 Array = jax.Array
@@ -32,27 +36,43 @@ class Coupling(nn.Module):
         self.fFeatures, self.fAffine, self.fAffine2 = (CouplingNet(self.config) for _ in range(3))
         self.z1 = Conv3(2 * self.config.flow_hidden)
 
+    def bijections(self) -> list[Bijection]:
+        """The first map, and the other two, which leave z1 as it is."""
+        return [
+            Pair(self.forward_all, self.inverse_all),
+            Pair(self.forward_half, self.inverse_half),
+        ]
+
     def forward(self, x: Array, cond: Array) -> tuple[Array, Array]:
         """x [B, H, W, C] -> (y, logdet [B])."""
-        features, condition = self._split(cond)
-        s0, t0 = self.fFeatures(features, x.shape[-1])
-        x = (x + t0) * s0
-        z1, z2 = jnp.split(x, 2, -1)
-        (s1, t1), (s2, t2) = self._affines(z1, condition)
-        z2 = ((z2 + t1) * s1 + t2) * s2
-        smallest = [s.min((1, 2, 3)) for s in (s0, s1, s2)]
-        record(self, "scale", jnp.minimum(jnp.minimum(*smallest[:2]), smallest[2]))
-        return jnp.concatenate([z1, z2], -1), _sum_log(s0) + _sum_log(s1) + _sum_log(s2)
+        return compose.forward(self.bijections(), x, cond)
 
     def inverse(self, y: Array, cond: Array) -> tuple[Array, Array]:
         """y [B, H, W, C] -> (x, logdet [B])."""
-        features, condition = self._split(cond)
+        return compose.inverse(self.bijections(), y, cond)
+
+    def forward_all(self, x: Array, cond: Array) -> tuple[Array, Array]:
+        scale, shift = self.fFeatures(self._split(cond)[0], x.shape[-1])
+        record(self.fFeatures, "scale", scale.min((1, 2, 3)))
+        return (x + shift) * scale, _sum_log(scale)
+
+    def inverse_all(self, y: Array, cond: Array) -> tuple[Array, Array]:
+        scale, shift = self.fFeatures(self._split(cond)[0], y.shape[-1])
+        return y / scale - shift, -_sum_log(scale)
+
+    def forward_half(self, x: Array, cond: Array) -> tuple[Array, Array]:
+        z1, z2 = jnp.split(x, 2, -1)
+        (s1, t1), (s2, t2) = self._affines(z1, self._split(cond)[1])
+        for net, scale in ((self.fAffine, s1), (self.fAffine2, s2)):
+            record(net, "scale", scale.min((1, 2, 3)))
+        y = jnp.concatenate([z1, ((z2 + t1) * s1 + t2) * s2], -1)
+        return y, _sum_log(s1) + _sum_log(s2)
+
+    def inverse_half(self, y: Array, cond: Array) -> tuple[Array, Array]:
         z1, z2 = jnp.split(y, 2, -1)
-        (s1, t1), (s2, t2) = self._affines(z1, condition)
-        z2 = (z2 / s2 - t2) / s1 - t1
-        s0, t0 = self.fFeatures(features, y.shape[-1])
-        x = jnp.concatenate([z1, z2], -1) / s0 - t0
-        return x, -(_sum_log(s0) + _sum_log(s1) + _sum_log(s2))
+        (s1, t1), (s2, t2) = self._affines(z1, self._split(cond)[1])
+        x = jnp.concatenate([z1, (z2 / s2 - t2) / s1 - t1], -1)
+        return x, -(_sum_log(s1) + _sum_log(s2))
 
     def _split(self, cond: Array) -> tuple[Array, Array]:
         expected = 2 * self.config.flow_hidden
@@ -102,23 +122,42 @@ class Conv3(nn.Module):
         return ops.conv3(x, kernel)
 
 
-class ConditionProjection(nn.Module):
-    """The first convolutions of fFeatures and fAffine on the condition, for all K steps at once.
+class Condition(NamedTuple):
+    """A level's condition before its projection, of which each step makes its own share."""
 
-    The condition does not change along a level, so this is one convolution, outside the
-    sequential part.
+    features: Array
+    """[B, H, W, Cc]."""
+    kernels: Array
+    """[K, 3, 3, Cc, 2 * hidden]."""
+
+
+class ConditionProjection(nn.Module):
+    """The first convolutions of fFeatures and fAffine on the condition.
+
+    The condition does not change along a level, so for all K steps at once this is one
+    convolution, outside the sequential part.
     """
 
     config: ModelConfig
 
     @nn.compact
+    def kernel(self, width: int) -> Array:
+        shape = (3, 3, width, self.config.flow_steps, 2 * self.config.flow_hidden)
+        return self.param("kernel", normal_init, shape)
+
     def __call__(self, cond: Array) -> Array:
         """cond [B, H, W, Cc] -> [K, B, H, W, 2 * hidden]: fFeatures' half, then fAffine's."""
-        width, steps = cond.shape[-1], self.config.flow_steps
-        shape = (3, 3, width, steps, 2 * self.config.flow_hidden)
-        kernel = self.param("kernel", normal_init, shape)
-        h = ops.conv3(ops.hidden_cast(cond, self.config.policy), kernel.reshape(3, 3, width, -1))
-        return jnp.moveaxis(h.reshape(*cond.shape[:3], steps, -1), 3, 0)
+        kernel = self.kernel(cond.shape[-1])
+        h = project(cond, kernel.reshape(*kernel.shape[:3], -1), self.config)
+        return jnp.moveaxis(h.reshape(*cond.shape[:3], self.config.flow_steps, -1), 3, 0)
+
+    def one_by_one(self, cond: Array) -> Condition:
+        """The same, left for each step to do."""
+        return Condition(cond, jnp.moveaxis(self.kernel(cond.shape[-1]), 3, 0))
+
+
+def project(features: Array, kernel: Array, config: ModelConfig) -> Array:
+    return ops.conv3(ops.hidden_cast(features, config.policy), kernel)
 
 
 def _sort_even_odd(x: Array) -> Array:

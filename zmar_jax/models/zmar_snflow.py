@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from zmar_jax import losses
-from zmar_jax.config import ModelConfig
+from zmar_jax.config import ModelConfig, Remat
 from zmar_jax.models.encoder import Encoder
 from zmar_jax.models.snflow import Conditions, SNFlow
 
@@ -23,15 +23,16 @@ class ZmarSNFlow(nn.Module):
 
     `stripe_bytes` changes no parameter and no result beyond rounding: with it, the encoder's wide
     layers work on stripes of the image of about that many bytes, to stay within caches and memory.
-    Neither does `remat`: with it, gradients recompute the activations of every block and flow step.
+    Neither does `remat`: gradients recompute the activations of every block and flow step
+    (`blocks`), and the flow's steps even from what comes out of them (`reversible`).
     """
 
     config: ModelConfig = ModelConfig()
     stripe_bytes: int | None = None
-    remat: bool = False
+    remat: Remat = "none"
 
     def setup(self):
-        self.encoder = Encoder(self.config, self.stripe_bytes, self.remat)
+        self.encoder = Encoder(self.config, self.stripe_bytes, self.remat != "none")
         self.flow = SNFlow(self.config, self.remat)
 
     def encode(self, lr: Array, mask: Array) -> dict[str, Array]:
