@@ -75,11 +75,8 @@ class FlowSteps(nn.Module):
 
     def _reversible(self, direction: str, x: Array, cond: Condition) -> tuple[Array, Array]:
         step = FlowStep(self.config, self.conditional, parent=None)
-        weights = reversible.Weights(
-            self.step.variables["params"], cond.kernels if self.conditional else None
-        )
-        features = cond.features if self.conditional else None
-        y, logdet, recorded = reversible.run(step, direction, weights, x, features)
+        params, shared = self.step.variables["params"], cond if self.conditional else None
+        y, logdet, recorded = reversible.run(step, direction, params, x, shared)
         if self.is_mutable_collection(HEALTH):
             for name, values in recorded.items():
                 self.step.put_variable(HEALTH, name, values)

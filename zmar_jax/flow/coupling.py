@@ -127,8 +127,8 @@ class Condition(NamedTuple):
 
     features: Array
     """[B, H, W, Cc]."""
-    kernels: Array
-    """[K, 3, 3, Cc, 2 * hidden]."""
+    kernel: Array
+    """[3, 3, Cc, K, 2 * hidden]."""
 
 
 class ConditionProjection(nn.Module):
@@ -153,7 +153,7 @@ class ConditionProjection(nn.Module):
 
     def one_by_one(self, cond: Array) -> Condition:
         """The same, left for each step to do."""
-        return Condition(cond, jnp.moveaxis(self.kernel(cond.shape[-1]), 3, 0))
+        return Condition(cond, self.kernel(cond.shape[-1]))
 
 
 def project(features: Array, kernel: Array, config: ModelConfig) -> Array:

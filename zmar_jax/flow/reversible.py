@@ -5,14 +5,14 @@ recomputes it.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from zmar_jax import ops
-from zmar_jax.flow.coupling import project
+from zmar_jax.flow.coupling import Condition, project
 from zmar_jax.flow.health import HEALTH
 
 Array = jax.Array
@@ -23,59 +23,80 @@ Outputs = tuple[Array, Array, Any]
 BACK = {"forward": "inverse", "inverse": "forward"}
 
 
-class Weights(NamedTuple):
-    """Of all steps, along the first axis."""
-
-    params: Any
-    kernel: Array | None
-    """Of the condition's projection, [K, 3, 3, Cc, 2 * hidden]; None if unconditional."""
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def run(step: Step, direction: str, weights: Weights, x: Array, features: Array | None) -> Outputs:
+def run(step: Step, direction: str, params: Any, x: Array, cond: Condition | None) -> Outputs:
     """The steps in this direction, `forward` or `inverse`; no gradients of gradients.
 
     Args:
-      x: [B, H, W, C]; features: the level's condition [B, H, W, Cc], or None if unconditional.
+      params: the steps', stacked; x: [B, H, W, C]; cond: the level's, None if unconditional.
 
     Returns:
       y [B, H, W, C], logdet [B], and HEALTH of all steps, stacked.
     """
 
-    def body(x: Array, weights: Weights) -> tuple[Array, Any]:
-        cond = _projection(step, weights.kernel, features)
-        variables = {"params": weights.params}
-        (y, logdet), kept = step.apply(variables, x, cond, method=direction, mutable=[HEALTH])
+    def body(x: Array, at: tuple[Array, Any]) -> tuple[Array, Any]:
+        i, params = at
+        (y, logdet), kept = step.apply(
+            {"params": params}, x, _share(step, i, cond), method=direction, mutable=[HEALTH]
+        )
         return y, (logdet, kept.get(HEALTH, {}))
 
-    y, (logdets, recorded) = lax.scan(body, x, weights, reverse=direction == "inverse")
+    y, (logdets, recorded) = lax.scan(body, x, _steps(params), reverse=direction == "inverse")
     return y, logdets.sum(0), recorded
 
 
-def _run_fwd(step: Step, direction: str, weights: Weights, x: Array, features: Array | None) -> Any:
-    outputs = run(step, direction, weights, x, features)
-    return outputs, (weights, outputs[0], features)
+def _run_fwd(step: Step, direction: str, params: Any, x: Array, cond: Condition | None) -> Any:
+    outputs = run(step, direction, params, x, cond)
+    return outputs, (params, outputs[0], cond)
 
 
 def _run_bwd(step: Step, direction: str, residuals: Any, cotangents: Outputs) -> Any:
-    weights, y, features = residuals
+    params, y, cond = residuals
     dy, dlogdet, _ = cotangents
 
-    def body(carry: tuple[Array, Array, Any], weights: Weights) -> tuple[Any, Weights]:
-        y, dy, dfeatures = carry
-        cond, unproject = jax.vjp(functools.partial(_projection, step), weights.kernel, features)
-        y, dy, dparams, dcond = _step_bwd(step, direction, weights.params, cond, y, dy, dlogdet)
-        dkernel, more = unproject(dcond)
-        return (y, dy, _add(dfeatures, more)), Weights(dparams, dkernel)
+    def body(carry: tuple[Array, Array, Any], at: tuple[Array, Any]) -> tuple[Any, Any]:
+        (y, dy, total), (i, params) = carry, at
+        share = _share(step, i, cond)
+        y, dy, dparams, dshare = _step_bwd(step, direction, params, share, y, dy, dlogdet)
+        return (y, dy, _add_share(step, i, cond, total, dshare)), dparams
 
-    # the shares of the steps are summed in float32 whatever the policy
-    zeros = jax.tree.map(lambda f: jnp.zeros(f.shape, ops.wide(f.dtype)), features)
-    ends, dweights = lax.scan(body, (y, dy, zeros), weights, reverse=direction == "forward")
-    _, dx, dfeatures = ends
-    return dweights, dx, jax.tree.map(lambda d, f: d.astype(f.dtype), dfeatures, features)
+    # summed in float32 whatever the policy
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, ops.wide(a.dtype)), cond)
+    back = direction == "forward"
+    (_, dx, dcond), dparams = lax.scan(body, (y, dy, zeros), _steps(params), reverse=back)
+    return dparams, dx, jax.tree.map(lambda d, a: d.astype(a.dtype), dcond, cond)
 
 
 run.defvjp(_run_fwd, _run_bwd)
+
+
+def _steps(params: Any) -> tuple[Array, Any]:
+    return jnp.arange(len(jax.tree.leaves(params)[0])), params
+
+
+def _share(step: Step, i: Array, cond: Condition | None) -> Array | None:
+    """The condition as step i reads it; made there, as all steps' would grow with their number."""
+    if cond is None:
+        return None
+    return project(cond.features, _kernel(i, cond), step.config)
+
+
+def _kernel(i: Array, cond: Condition) -> Array:
+    return lax.dynamic_index_in_dim(cond.kernel, i, 3, keepdims=False)
+
+
+def _add_share(
+    step: Step, i: Array, cond: Condition | None, total: Condition | None, dshare: Array | None
+) -> Condition | None:
+    """`total` with the gradient by the condition that came through step i."""
+    if cond is None or total is None:
+        return None
+    pull = jax.vjp(lambda f, k: project(f, k, step.config), cond.features, _kernel(i, cond))[1]
+    features, kernel = pull(dshare)
+    return Condition(
+        total.features + features.astype(total.features.dtype),
+        lax.dynamic_update_index_in_dim(total.kernel, kernel.astype(total.kernel.dtype), i, 3),
+    )
 
 
 def _step_bwd(
@@ -102,10 +123,6 @@ def _step_bwd(
         dparams, dcond = _add(dparams, more[0]), _add(dcond, dcond_i)
         y, dy = x, more[1]
     return y, dy, dparams, dcond
-
-
-def _projection(step: Step, kernel: Array | None, features: Array | None) -> Array | None:
-    return None if kernel is None else project(features, kernel, step.config)
 
 
 def _add(a: Any, b: Any) -> Any:
