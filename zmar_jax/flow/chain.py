@@ -95,9 +95,7 @@ class FlowLevel(nn.Module):
     def setup(self):
         cfg, remat = self.config, self.remat != "none"
         self.squeeze = Squeeze()
-        self.additional = FlowSteps(
-            cfg, cfg.flow_additional_steps, conditional=False, remat=remat
-        )
+        self.additional = FlowSteps(cfg, cfg.flow_additional_steps, conditional=False, remat=remat)
         self.condition = ConditionProjection(cfg)
         self.conditional = FlowSteps(cfg, cfg.flow_steps, conditional=True, remat=remat)
 
