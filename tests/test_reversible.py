@@ -74,6 +74,7 @@ def test_gradients_are_those_of_autodiff(direction: str) -> None:
     same_gradients("tiny", TINY, direction, 1e-4)
 
 
+@pytest.mark.slow
 @directions
 def test_gradients_in_half_precision(direction: str) -> None:
     # autodiff itself is as far from float32's
@@ -86,7 +87,9 @@ def test_gradients_of_the_published_sizes(direction: str) -> None:
     same_gradients("zmar_snflow", PRESETS["zmar_snflow"], direction, 1e-4)
 
 
-@directions
+@pytest.mark.parametrize(
+    "direction", ["forward", pytest.param("inverse", marks=pytest.mark.slow)]
+)
 def test_memory_does_not_grow_with_the_steps(direction: str) -> None:
     def temporaries(remat: Remat, steps: int) -> int:
         level = FlowLevel(
@@ -108,7 +111,6 @@ def test_memory_does_not_grow_with_the_steps(direction: str) -> None:
         compiled = golden.jit(jax.grad(loss, (0, 1, 2))).lower(*at).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
-    # per step: the weights of one, as XLA copies some of them
     assert temporaries("reversible", 16) < 1.05 * temporaries("reversible", 4)
     for remat in ("none", "blocks"):
         assert temporaries(remat, 16) > 1.5 * temporaries(remat, 4), remat
