@@ -127,6 +127,8 @@ def test_remat_was_a_flag_once(tmp_path: Path, written_as: str, remat: str) -> N
 def test_remat_says_what_it_may_be(tmp_path: Path) -> None:
     expected = "train.remat must be one of none, blocks, reversible, got 1"
     assert error(written(tmp_path, "train: {remat: 1}")) == expected
+    with pytest.raises(ConfigError, match="remat must be one of .*, got False"):
+        TrainConfig(remat=False)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("number", ["1e-5", "1.0e-5", "1E-05", "0.00001", "1.e-5"])

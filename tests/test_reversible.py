@@ -87,9 +87,7 @@ def test_gradients_of_the_published_sizes(direction: str) -> None:
     same_gradients("zmar_snflow", PRESETS["zmar_snflow"], direction, 1e-4)
 
 
-@pytest.mark.parametrize(
-    "direction", ["forward", pytest.param("inverse", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("direction", ["forward", pytest.param("inverse", marks=pytest.mark.slow)])
 def test_memory_does_not_grow_with_the_steps(direction: str) -> None:
     def temporaries(remat: Remat, steps: int) -> int:
         level = FlowLevel(

@@ -1,7 +1,7 @@
 """How a model is trained: the published recipe, and what may be asked for instead."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 from zmar_jax.config.checks import bounded, check_ranges, require
 
@@ -62,6 +62,8 @@ class TrainConfig:
 
     def __post_init__(self):
         check_ranges(self)
+        kinds = get_args(Remat)
+        require(self.remat in kinds, f"remat must be one of {kinds}, got {self.remat!r}")
         require(
             list(self.milestones) == sorted(self.milestones),
             f"milestones must not decrease, got {self.milestones}",
