@@ -119,9 +119,8 @@ def _step_bwd(
     for i in reversed(order) if direction == "forward" else order:
         x = apply(i, BACK[direction], params, y, cond)[0]
         _, vjp = jax.vjp(functools.partial(apply, i, direction), params, x, cond)
-        *more, dcond_i = vjp((dy, dlogdet))
-        dparams, dcond = _add(dparams, more[0]), _add(dcond, dcond_i)
-        y, dy = x, more[1]
+        more, dy, more_cond = vjp((dy, dlogdet))
+        dparams, dcond, y = _add(dparams, more), _add(dcond, more_cond), x
     return y, dy, dparams, dcond
 
 
