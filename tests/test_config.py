@@ -128,7 +128,7 @@ def test_remat_was_a_flag_once(tmp_path: Path, written_as: str, remat: str) -> N
 def test_remat_says_what_it_may_be(tmp_path: Path) -> None:
     expected = "train.remat must be one of none, blocks, reversible, got 1"
     assert error(written(tmp_path, "train: {remat: 1}")) == expected
-    with pytest.raises(ConfigError, match="^remat must be one of"):
+    with pytest.raises(ConfigError, match="remat must be one of"):
         TrainConfig(remat=False)  # pyright: ignore[reportArgumentType]
 
 
