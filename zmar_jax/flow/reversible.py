@@ -23,9 +23,8 @@ Outputs = tuple[Array, Array, Any]
 BACK = {"forward": "inverse", "inverse": "forward"}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def run(step: Step, direction: str, params: Any, x: Array, cond: Condition | None) -> Outputs:
-    """The steps in this direction, `forward` or `inverse`; no gradients of gradients.
+def _run(step: Step, direction: str, params: Any, x: Array, cond: Condition | None) -> Outputs:
+    """The steps in this direction, `forward` or `inverse`.
 
     Args:
       params: the steps', stacked; x: [B, H, W, C]; cond: the level's, None if unconditional.
@@ -46,7 +45,7 @@ def run(step: Step, direction: str, params: Any, x: Array, cond: Condition | Non
 
 
 def _run_fwd(step: Step, direction: str, params: Any, x: Array, cond: Condition | None) -> Any:
-    outputs = run(step, direction, params, x, cond)
+    outputs = _run(step, direction, params, x, cond)
     return outputs, (params, outputs[0], cond)
 
 
@@ -67,6 +66,8 @@ def _run_bwd(step: Step, direction: str, residuals: Any, cotangents: Outputs) ->
     return dparams, dx, jax.tree.map(lambda d, a: d.astype(a.dtype), dcond, cond)
 
 
+run = jax.custom_vjp(_run, nondiff_argnums=(0, 1))
+"""As `_run`, with gradients from the outputs; it has no forward mode and no second derivative."""
 run.defvjp(_run_fwd, _run_bwd)
 
 
