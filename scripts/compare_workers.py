@@ -283,7 +283,7 @@ def _jax_train(config: Any, params: Any, inputs: dict[str, np.ndarray]) -> tuple
         warmup_steps=0,
         release_warmup=False,
         weight_decay_encoder=0.0,
-        remat=True,
+        remat="blocks",
     )
     mesh, key = make_mesh(), jax.random.key(0)
     state = jax.device_put(

@@ -68,6 +68,9 @@ BIJECTIONS = {
         FlowSteps(SMALL, 3, conditional=True), (3, 2, 6), (3, BATCH, 3, 2, 8)
     ),
     "level": Case(FlowLevel(SMALL), (4, 6, 3), (2, 3, 12), (BATCH, 2, 3, 12)),
+    "reversible_level": Case(
+        FlowLevel(SMALL, "reversible"), (4, 6, 3), (2, 3, 12), (BATCH, 2, 3, 12)
+    ),
     "snflow": Case(
         SNFlow(SMALL),
         (8, 8, 3),

@@ -15,6 +15,7 @@ from zmar_jax.config import (
     Config,
     ConfigError,
     ModelConfig,
+    TrainConfig,
     dump_config,
     from_dict,
     load_config,
@@ -114,6 +115,21 @@ def test_configs_are_frozen_and_hashable() -> None:
 @pytest.mark.parametrize("text", ["", "# nothing\n", "---\n", "{}", "model: {}", "\ufeffmodel: {}"])
 def test_nothing_said_is_the_defaults(tmp_path: Path, text: str) -> None:
     assert load_config(written(tmp_path, text)) == Config()
+
+
+@pytest.mark.parametrize(
+    ("written_as", "remat"), [("true", "blocks"), ("false", "none"), ("reversible", "reversible")]
+)
+def test_remat_was_a_flag_once(tmp_path: Path, written_as: str, remat: str) -> None:
+    assert load_config(written(tmp_path, f"train: {{remat: {written_as}}}")).train.remat == remat
+    assert override(Config(), [f"train.remat={written_as}"]).train.remat == remat
+
+
+def test_remat_says_what_it_may_be(tmp_path: Path) -> None:
+    expected = "train.remat must be one of none, blocks, reversible, got 1"
+    assert error(written(tmp_path, "train: {remat: 1}")) == expected
+    with pytest.raises(ConfigError, match="remat must be one of"):
+        TrainConfig(remat=False)  # pyright: ignore[reportArgumentType]
 
 
 @pytest.mark.parametrize("number", ["1e-5", "1.0e-5", "1E-05", "0.00001", "1.e-5"])

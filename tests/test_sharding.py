@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import training
 from jax.sharding import PartitionSpec
@@ -39,6 +40,16 @@ def test_four_devices() -> None:
     check(first, losses)
     assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state))
     assert len(state.step.devices()) == 4
+
+
+@pytest.mark.slow
+def test_four_devices_and_a_reversible_flow() -> None:
+    cfg = training.config(remat="reversible")
+    first, state, losses = training.trained_on(sharding.make_mesh(), cfg, STEPS)
+    check(first, losses)
+    expected = training.trained(training.config(), STEPS)[0].opt_state
+    moments, wanted = (optax.tree.get(s, "mu") for s in (state.opt_state, expected))
+    assert training.apart(moments, wanted) < 1e-3
 
 
 @pytest.mark.slow

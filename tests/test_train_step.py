@@ -14,7 +14,7 @@ import training
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from zmar_jax import compilation, losses, ops, torch_port
-from zmar_jax.config import PRESETS, Config, TrainConfig
+from zmar_jax.config import PRESETS, Config, Remat, TrainConfig
 from zmar_jax.models import ZmarSNFlow, param_shapes
 from zmar_jax.state import TrainState, create_state, init_params, state_of
 from zmar_jax.train import health, init_step, train_step
@@ -213,7 +213,15 @@ def first_moments(state: TrainState) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("option", [{"accumulate": 2}, {"remat": True}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"accumulate": 2},
+        {"remat": "blocks"},
+        {"remat": "reversible"},
+        {"remat": "reversible", "accumulate": 2},
+    ],
+)
 def test_option_changes_no_number(option: dict[str, Any]) -> None:
     expected, shown = training.trained(training.config(), 1)
     state, found = training.trained(training.config(**option), 1)
@@ -243,7 +251,7 @@ def test_bfloat16_policy() -> None:
 
 @pytest.mark.slow
 def test_remat_lowers_the_memory_of_a_larger_model() -> None:
-    def temporaries(remat: bool) -> int:
+    def temporaries(remat: Remat) -> int:
         cfg = Config(model=TINY, train=TrainConfig(remat=remat))
         state = jax.eval_shape(functools.partial(create_state, cfg), training.KEY)
         image = jax.ShapeDtypeStruct((2, 96, 96, 3), jnp.uint8)
@@ -252,7 +260,9 @@ def test_remat_lowers_the_memory_of_a_larger_model() -> None:
         )
         return lowered.compile().memory_analysis().temp_size_in_bytes
 
-    assert temporaries(True) < 0.8 * temporaries(False)
+    none, blocks, reversible = map(temporaries, ("none", "blocks", "reversible"))
+    assert blocks < 0.8 * none
+    assert reversible <= blocks
 
 
 def restored(cfg: Config, params: Any, low: np.ndarray) -> Any:
@@ -274,6 +284,14 @@ def test_l1_beside_the_nll() -> None:
     np.testing.assert_allclose(shown[0]["loss"], shown[0]["nll"] + 3 * shown[0]["l1"], rtol=1e-5)
     assert np.isfinite(shown[0]["grad_norm"])
     assert training.apart(first_moments(state), first_moments(plain)) > 1e-3
+
+
+@pytest.mark.slow
+def test_l1_through_reversible_steps() -> None:
+    expected, shown = training.trained(training.config(weight_l1=3.0), 1)
+    state, found = training.trained(training.config(weight_l1=3.0, remat="reversible"), 1)
+    assert training.apart(first_moments(state), first_moments(expected)) < 1e-4
+    np.testing.assert_allclose(found[0]["loss"], shown[0]["loss"], rtol=1e-5)
 
 
 @pytest.mark.slow

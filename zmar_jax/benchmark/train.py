@@ -25,7 +25,7 @@ class TrainBenchmark:
     batch_size: int
     crop: int
     policy: str
-    remat: bool
+    remat: str
     seconds: float
     images_per_second: float
     compile_seconds: float

@@ -13,4 +13,5 @@ from zmar_jax.config.files import to_dict as to_dict
 from zmar_jax.config.model import PRESETS as PRESETS
 from zmar_jax.config.model import ModelConfig as ModelConfig
 from zmar_jax.config.run import Config as Config
+from zmar_jax.config.train import Remat as Remat
 from zmar_jax.config.train import TrainConfig as TrainConfig

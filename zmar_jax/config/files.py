@@ -19,6 +19,7 @@ import yaml
 
 from zmar_jax.config.checks import ConfigError
 from zmar_jax.config.run import Config
+from zmar_jax.config.train import TrainConfig
 
 T = TypeVar("T")
 
@@ -79,6 +80,7 @@ def from_dict(cls: type[T], data: Mapping[str, Any], source: str = "config", at:
     if not isinstance(data, Mapping):
         got = reprlib.repr(data)
         raise ConfigError(f"{source}: {at or 'the file'} must hold keys and values, got {got}")
+    data = _upgraded(cls, data)
     hints = typing.get_type_hints(cls)
     for key in data:
         if key not in hints:
@@ -146,6 +148,13 @@ def _unknown_key(key: object, hints: Mapping[str, Any], at: str) -> str:
     near = difflib.get_close_matches(str(key), hints, n=1, cutoff=0.0)[0]
     near = f"{inner[0]}.{key}" if inner else near
     return f"unknown key {_dotted(at, key)}; nearest: {_dotted(at, near)}"
+
+
+def _upgraded(cls: type, data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What older versions wrote, in today's words."""
+    if cls is TrainConfig and isinstance(data.get("remat"), bool):
+        return {**data, "remat": "blocks" if data["remat"] else "none"}
+    return data
 
 
 def _convert(value: Any, hint: Any, source: str, key: str) -> Any:

@@ -1,11 +1,13 @@
 """How a model is trained: the published recipe, and what may be asked for instead."""
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 from zmar_jax.config.checks import bounded, check_ranges, require
 
 MANY = 2**31 - 1
+
+Remat = Literal["none", "blocks", "reversible"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +44,11 @@ class TrainConfig:
     flow_warmup_steps: int | None = bounded(None, 0, MANY)
     """For so many steps the loss is the nll alone, then the L1 part alone (SPEC section 7); null
     adds both throughout."""
-    remat: bool = False
-    """Recompute activations in the backward pass: less memory, a third more arithmetic."""
+    remat: Remat = "none"
+    """What the backward pass recomputes instead of keeping it (docs/performance.md): `blocks`, the
+    activations of every encoder block and flow step; `reversible`, the same, and the flow's steps
+    from their outputs, so that the flow's memory does not grow with `model.flow_steps`. Files of
+    older versions hold a flag: `true` is read as `blocks`, `false` as `none`."""
     fsdp: int = 1
     """Devices that parameters and optimizer are split over; the rest of the mesh splits the batch.
     """
@@ -57,6 +62,8 @@ class TrainConfig:
 
     def __post_init__(self):
         check_ranges(self)
+        kinds = get_args(Remat)
+        require(self.remat in kinds, f"remat must be one of {kinds}, got {self.remat!r}")
         require(
             list(self.milestones) == sorted(self.milestones),
             f"milestones must not decrease, got {self.milestones}",

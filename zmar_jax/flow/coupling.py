@@ -8,7 +8,9 @@ from flax import linen as nn
 
 from zmar_jax import ops
 from zmar_jax.config import ModelConfig
+from zmar_jax.flow import compose
 from zmar_jax.flow.actnorm import ActNorm
+from zmar_jax.flow.compose import Bijection, Pair
 from zmar_jax.flow.health import record
 from zmar_jax.rows import WHOLE, Rows, Wanted, function
 
@@ -36,40 +38,61 @@ class Coupling(nn.Module):
         self.fFeatures, self.fAffine, self.fAffine2 = (CouplingNet(self.config) for _ in range(3))
         self.z1 = Conv3(2 * self.config.flow_hidden)
 
+    def bijections(self) -> list[Bijection]:
+        """The first map, and the other two, which leave z1 as it is."""
+        return [
+            Pair(self.forward_all, self.inverse_all),
+            Pair(self.forward_half, self.inverse_half),
+        ]
+
     def forward(self, x: Array, cond: Array) -> tuple[Array, Array]:
         """x [B, H, W, C] -> (y, logdet [B])."""
-        features, condition = self._split(cond)
-        s0, t0 = self.fFeatures(features, x.shape[-1])
-        x = (x + t0) * s0
-        z1, z2 = jnp.split(x, 2, -1)
-        (s1, t1), (s2, t2) = self._affines(z1, condition)
-        z2 = ((z2 + t1) * s1 + t2) * s2
-        smallest = [s.min((1, 2, 3)) for s in (s0, s1, s2)]
-        record(self, "scale", jnp.minimum(jnp.minimum(*smallest[:2]), smallest[2]))
-        return jnp.concatenate([z1, z2], -1), _sum_log(s0) + _sum_log(s1) + _sum_log(s2)
+        return compose.forward(self.bijections(), x, cond)
 
     def inverse(self, y: Array, cond: "Array | Condition") -> tuple[Array, Array]:
         """y [B, H, W, C] -> (x, logdet [B])."""
         if not isinstance(cond, Condition):
-            return self.inverse_rows(Wanted(y.shape[1]), y, cond)
+            return compose.inverse(self.bijections(), y, cond)
         local = function(self.rows, self, "inverse_rows")
 
         def window(wanted: Wanted, y: Array, features: Array) -> tuple[Array, Array]:
-            return local(wanted, y, project(features, cond.kernels, self.config))
+            return local(wanted, y, project(features, cond.kernel, self.config))
 
-        width = cond.features.shape[-1] + 3 * cond.kernels.shape[-1]
+        width = cond.features.shape[-1] + 3 * cond.kernel.shape[-1]
         return self.rows.apply(window, y, cond.features, halo=2, width=width, in_place=True)
 
     def inverse_rows(self, wanted: Wanted, y: Array, cond: Array) -> tuple[Array, Array]:
-        """As `inverse`, of the wanted rows."""
-        features, condition = self._split(cond)
+        """As `inverse`, of the wanted rows of a window."""
+        y, logdet2 = self.inverse_half(y, cond, wanted)
+        x, logdet1 = self.inverse_all(y, cond, wanted)
+        return wanted.crop(x), logdet1 + logdet2
+
+    def forward_all(self, x: Array, cond: Array) -> tuple[Array, Array]:
+        scale, shift = self.fFeatures(self._split(cond)[0], x.shape[-1])
+        record(self.fFeatures, "scale", scale.min((1, 2, 3)))
+        return (x + shift) * scale, _sum_log(scale)
+
+    def inverse_all(
+        self, y: Array, cond: Array, wanted: Wanted | None = None
+    ) -> tuple[Array, Array]:
+        scale, shift = self.fFeatures(self._split(cond)[0], y.shape[-1])
+        return y / scale - shift, -_sum_log(scale, wanted)
+
+    def forward_half(self, x: Array, cond: Array) -> tuple[Array, Array]:
+        z1, z2 = jnp.split(x, 2, -1)
+        (s1, t1), (s2, t2) = self._affines(z1, self._split(cond)[1])
+        for net, scale in ((self.fAffine, s1), (self.fAffine2, s2)):
+            record(net, "scale", scale.min((1, 2, 3)))
+        y = jnp.concatenate([z1, ((z2 + t1) * s1 + t2) * s2], -1)
+        return y, _sum_log(s1) + _sum_log(s2)
+
+    def inverse_half(
+        self, y: Array, cond: Array, wanted: Wanted | None = None
+    ) -> tuple[Array, Array]:
         z1, z2 = jnp.split(y, 2, -1)
-        (s1, t1), (s2, t2) = self._affines(z1, condition)
-        z2 = (z2 / s2 - t2) / s1 - t1
-        s0, t0 = self.fFeatures(features, y.shape[-1])
-        x = jnp.concatenate([z1, z2], -1) / s0 - t0
-        s0, s1, s2 = (wanted.counted(wanted.crop(s), 1) for s in (s0, s1, s2))
-        return wanted.crop(x), -(_sum_log(s0) + _sum_log(s1) + _sum_log(s2))
+        (s1, t1), (s2, t2) = self._affines(z1, self._split(cond)[1])
+        x = jnp.concatenate([z1, (z2 / s2 - t2) / s1 - t1], -1)
+        return x, -(_sum_log(s1, wanted) + _sum_log(s2, wanted))
 
     def _split(self, cond: Array) -> tuple[Array, Array]:
         expected = 2 * self.config.flow_hidden
@@ -124,8 +147,8 @@ class Condition(NamedTuple):
 
     features: Array
     """[B, H, W, Cc]."""
-    kernels: Array
-    """[K, 3, 3, Cc, 2 * hidden], or one step's."""
+    kernel: Array
+    """[3, 3, Cc, K, 2 * hidden]."""
 
 
 class ConditionProjection(nn.Module):
@@ -150,7 +173,7 @@ class ConditionProjection(nn.Module):
 
     def one_by_one(self, cond: Array) -> Condition:
         """The same, left for each step to do."""
-        return Condition(cond, jnp.moveaxis(self.kernel(cond.shape[-1]), 3, 0))
+        return Condition(cond, self.kernel(cond.shape[-1]))
 
 
 def project(features: Array, kernel: Array, config: ModelConfig) -> Array:
@@ -161,5 +184,8 @@ def _sort_even_odd(x: Array) -> Array:
     return jnp.concatenate([x[..., 0::2], x[..., 1::2]], -1)
 
 
-def _sum_log(scale: Array) -> Array:
+def _sum_log(scale: Array, wanted: Wanted | None = None) -> Array:
+    """Over positions and channels; of a window only the wanted rows that count."""
+    if wanted is not None:
+        scale = wanted.counted(wanted.crop(scale), 1)
     return jnp.log(scale).sum((1, 2, 3))

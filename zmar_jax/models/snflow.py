@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import jax
 from flax import linen as nn
 
-from zmar_jax.config import ModelConfig
+from zmar_jax.config import ModelConfig, Remat
 from zmar_jax.flow import FlowLevel
 from zmar_jax.rows import WHOLE, Rows
 
@@ -19,7 +19,7 @@ class SNFlow(nn.Module):
     """Three levels, no splits: [B, H, W, 3] <-> [B, H/8, W/8, 192], always float32."""
 
     config: ModelConfig
-    remat: bool = False
+    remat: Remat = "none"
     rows: Rows = WHOLE
 
     def setup(self):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from zmar_jax import losses
-from zmar_jax.config import ModelConfig
+from zmar_jax.config import ModelConfig, Remat
 from zmar_jax.models.encoder import Encoder
 from zmar_jax.models.snflow import Conditions, SNFlow
 from zmar_jax.rows import WHOLE, Rows
@@ -26,7 +26,8 @@ class ZmarSNFlow(nn.Module):
     `stripe_bytes` changes no parameter and no result beyond rounding: with it, `encode`, `decode`
     and `inverse` work on stripes of the image whose arrays take about that many bytes, to stay
     within caches and memory. It is for restoring; gradients want the whole image at once.
-    Neither does `remat`: with it, gradients recompute the activations of every block and flow step.
+    Neither does `remat`: gradients recompute the activations of every block and flow step
+    (`blocks`), and the flow's steps even from what comes out of them (`reversible`).
     With `shares`, inside `jax.shard_map`, each device works on its share of the rows: `encode`
     takes the whole image and gives the share's conditions; `decode` takes those and the share's
     latent and gives the share's pixels, and a logdet that means nothing.
@@ -34,12 +35,12 @@ class ZmarSNFlow(nn.Module):
 
     config: ModelConfig = ModelConfig()
     stripe_bytes: int | None = None
-    remat: bool = False
+    remat: Remat = "none"
     shares: Shares | None = None
 
     def setup(self):
         rows = WHOLE if self.is_initializing() else Rows(self.stripe_bytes, self.shares)
-        self.encoder = Encoder(self.config, rows, self.remat)
+        self.encoder = Encoder(self.config, rows, self.remat != "none")
         self.flow = SNFlow(self.config, self.remat, rows)
 
     def encode(self, lr: Array, mask: Array) -> dict[str, Array]:
