@@ -21,7 +21,7 @@ LAYERS = (
     ("state",),
     ("checkpoint", "torch_port"),
     ("run",),
-    ("weights", "validation"),
+    ("sample", "validation", "weights"),
     ("train", "evaluate", "restore"),
     ("benchmark",),
     ("cli",),

@@ -310,6 +310,18 @@ def test_l1_after_the_nll() -> None:
     assert after < before
 
 
+@pytest.mark.slow
+def test_a_part_of_the_loss_that_does_not_count_may_be_nan() -> None:
+    cfg = training.config(weight_l1=2.0, flow_warmup_steps=1)
+    state = training.trained(cfg, 1)[0]
+    batch = training.arrays(training.batch(1))
+    poisoned = batch | {"noise": jnp.full_like(batch["gt"], jnp.nan)}
+    _, metrics = jax.jit(train_step)(state, poisoned, jax.random.key(0))
+    assert np.isnan(metrics["nll"])
+    assert np.isfinite(metrics["grad_norm"])
+    assert not metrics["skipped"]
+
+
 def test_l1_leaves_out_pixels_that_are_nan() -> None:
     gt = jnp.array([0.5, 0.25, 0.0, 1.0])
     restored = jnp.array([0.75, jnp.nan, -3.0, 4.0])

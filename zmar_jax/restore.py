@@ -14,13 +14,17 @@ from zmar_jax.images import ImageError, Photo, read_photo, write_photo
 from zmar_jax.memory import choose
 from zmar_jax.programs import Programs, make_programs, make_split_programs
 from zmar_jax.torch_port import WeightsError
-from zmar_jax.weights import load_weights
+from zmar_jax.weights import BUNDLED, load_weights
 
 SMALLEST = 16
 
 
-def load_restorer(path: str | Path, memory: int | None = None, devices: int = 1) -> "Restorer":
+def load_restorer(
+    path: str | Path | None = None, memory: int | None = None, devices: int = 1
+) -> "Restorer":
     """A `Restorer` with the weights in `path`: .pth, .safetensors or an Orbax directory.
+
+    Without a path, the weights that come with the package.
 
     Args:
       memory, devices: as of `Restorer`.
@@ -32,7 +36,9 @@ def load_restorer(path: str | Path, memory: int | None = None, devices: int = 1)
     try:
         return Restorer(weights.config, weights.params, memory, devices)
     except np.linalg.LinAlgError as e:
-        raise WeightsError(f"{path}: an invconv.weight is singular ({e}); use other weights") from e
+        raise WeightsError(
+            f"{path or BUNDLED}: an invconv.weight is singular ({e}); use other weights"
+        ) from e
 
 
 class Restorer:

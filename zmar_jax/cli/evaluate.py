@@ -12,7 +12,7 @@ from zmar_jax.cli.console import UsageError, err, out, progress, range_of, table
 def evaluate(
     *,
     data: str,
-    checkpoint: Annotated[Path, arg(aliases=["-c"])],
+    checkpoint: Annotated[Path | None, arg(aliases=["-c"])] = None,
     out_dir: Annotated[Path, arg(name="out", aliases=["-o"])] = Path("evaluation"),
     protocol: Literal["zmar", "rf"] = "zmar",
     gt_mean: bool = False,
@@ -44,7 +44,8 @@ def evaluate(
         (or input) and gt (or high, normal, target) of the same names; a folder of clean
         photographs, which are darkened as `zmar-jax mask --darken` does; or builtin, the ones that
         come with scikit-image.
-      checkpoint: Weights: .pth, .safetensors, an Orbax directory or a training run's workdir.
+      checkpoint: Weights: .pth, .safetensors, an Orbax directory or a training run's workdir;
+        without it, the small model that comes with the package.
       out_dir: Folder to write to.
       protocol: How to score: zmar as the authors, rf as Retinexformer. Not interchangeable.
       gt_mean: Scale restored pictures to the ground truth's brightness first; for comparison with

@@ -15,7 +15,7 @@ def score(
     *,
     low: Path,
     restored: Path,
-    checkpoint: Annotated[Path, arg(aliases=["-c"])],
+    checkpoint: Annotated[Path | None, arg(aliases=["-c"])] = None,
     seed: int = 0,
     json_output: Annotated[bool, arg(name="json")] = False,
 ) -> None:
@@ -32,7 +32,8 @@ def score(
     Args:
       low: Dark picture, or a folder of them.
       restored: Restored picture, or a folder of them with the same names.
-      checkpoint: Weights: .pth, .safetensors, an Orbax directory or a training run's workdir.
+      checkpoint: Weights: .pth, .safetensors, an Orbax directory or a training run's workdir;
+        without it, the small model that comes with the package.
       seed: Of the dequantisation noise.
       json_output: Print JSON instead of a table.
     """

@@ -140,22 +140,30 @@ def _loss(
     """Loss and metrics of a batch; nll and L1 share one pass of the encoder."""
     cfg = config.train
 
-    def parts(model: ZmarSNFlow) -> tuple[Array, Array]:
-        conditions = model.encode(*ops.network_input(low))
-        nll = model.conditional_nll(gt, conditions, noise).mean()
-        if not cfg.weight_l1:
-            return nll, jnp.zeros(())
+    conditions = model.apply({"params": params}, *ops.network_input(low), method="encode")
+    likely = distant = (params, conditions)
+    first: Any = None if cfg.flow_warmup_steps is None else step < cfg.flow_warmup_steps
+    if first is not None:
+        likely, distant = _gradient_if(first, likely), _gradient_if(~first, distant)
+    nll, recorded = model.apply(
+        {"params": likely[0]}, gt, likely[1], noise, method="conditional_nll", mutable=[HEALTH]
+    )
+    nll, l1 = nll.mean(), jnp.zeros(())
+    if cfg.weight_l1:
         b, h, w, c = gt.shape
         mode = jnp.zeros((b, h // 8, w // 8, 64 * c))
-        return nll, losses.l1(gt, model.decode(mode, conditions)[0])
-
-    (nll, l1), recorded = model.apply({"params": params}, method=parts, mutable=[HEALTH])
-    if cfg.flow_warmup_steps is None:
-        loss = nll + cfg.weight_l1 * l1
-    else:
-        loss = jnp.where(step < cfg.flow_warmup_steps, nll, cfg.weight_l1 * l1)
+        restored, _ = model.apply({"params": distant[0]}, mode, distant[1], method="decode")
+        l1 = losses.l1(gt, restored)
+    loss: Any = nll + cfg.weight_l1 * l1
+    if first is not None:
+        loss = jnp.where(first, nll, cfg.weight_l1 * l1)
     shown = {"loss": loss, "nll": nll} | ({"l1": l1} if cfg.weight_l1 else {})
     return loss, shown | _collapse(recorded[HEALTH])
+
+
+def _gradient_if(on: Array, tree: Any) -> Any:
+    """The tree; where not `on`, no gradient passes, not even the NaN that 0 times infinity is."""
+    return jax.lax.cond(on, lambda tree: tree, jax.lax.stop_gradient, tree)
 
 
 def _collapse(recorded: Any) -> Metrics:
