@@ -49,9 +49,9 @@ def read_program(text: str) -> Program:
         for ins in computation.values():
             kind = ins.op.removesuffix("-start")
             if kind in COLLECTIVES:
-                entry_ = found.setdefault(kind, [0, 0])
-                entry_[0] += turns
-                entry_[1] += turns * _collective_bytes(ins, computation)
+                total = found.setdefault(kind, [0, 0])
+                total[0] += turns
+                total[1] += turns * _collective_bytes(ins, computation)
             if not fused:
                 traffic += turns * _traffic(ins, computation, computations)
                 cycles += turns * ins.cycles
@@ -161,7 +161,7 @@ _WIDTHS = {"pred": 1, "bf16": 2, "f16": 2} | {
 
 
 def _sizes(shape: str, hbm_only: bool = False) -> list[int]:
-    """Bytes of each array of a type, padded to its tiles; with `hbm_only` 0 where it lies elsewhere.
+    """Bytes of each array of a type, padded to tiles; with `hbm_only` 0 where it lies elsewhere.
 
     `f32[8,80,80,6]{3,0,2,1:T(8,128)S(1)}` is stored with dimension 3 in lanes of 128 and
     dimension 0 in sublanes of 8, and lies in memory 1, which is on the chip; memory 0 is the HBM.

@@ -18,9 +18,9 @@ class Chip:
     """One chip's peaks, as Google publishes them (`SOURCES`).
 
     `flops` is of bfloat16 products, a second. `hbm` is in bytes, `hbm_bandwidth` in bytes a second.
-    `ici` is what the links to other chips carry in one direction, bytes a second and link; a chip
-    has two links in each of `axes` dimensions. `matrix_units` of `matrix_width`**2 cells make
-    `flops`, from which the clock follows. `wraps` is the length from which on a dimension is a ring. JAX sees `cores` devices.
+    `ici` is what one link to another chip carries in one direction, bytes a second.
+    `matrix_units` of `matrix_width`**2 cells make `flops`, from which the clock follows. A
+    dimension of at least `wraps` chips is a ring. JAX sees `cores` devices.
     """
 
     name: str
@@ -28,7 +28,6 @@ class Chip:
     hbm: int
     hbm_bandwidth: float
     ici: float
-    axes: int
     matrix_units: int
     matrix_width: int
     wraps: int
@@ -41,18 +40,18 @@ class Chip:
 
 
 SOURCES = (
-    "https://cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e, read in stored copies: peak compute "
-    "(bf16), HBM capacity and bandwidth, matrix units, and the bidirectional ICI bandwidth per chip "
-    "(v5e 400, v5p 1200, v6e 800 GB/s), divided by two directions and by 4, 6 and 4 links. v4's page "
-    "gives none: 268 GB/s is its all-reduce bandwidth per pod, 1.1 PB/s, over 4096 chips, over 6."
+    "Google Cloud TPU documentation, cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e: peak "
+    "compute (bf16), HBM, matrix units, and bidirectional interconnect per chip (v5e 400, v5p "
+    "1200, v6e 800 GB/s), here per direction and link, of which a chip has 4, 6 and 4. The page "
+    "of v4 gives none: its all-reduce bandwidth per pod, 1.1 PB/s, over 4096 chips and 6 links."
 )
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v4", 275e12, 32 * GIB, 1.2e12, 1.1e15 / 4096 / 6, 3, 8, 128, 4, 2),
-        Chip("v5e", 197e12, 16 * GIB, 0.819e12, 50e9, 2, 4, 128, 16),
-        Chip("v5p", 459e12, 95 * GIB, 2.765e12, 100e9, 3, 8, 128, 4),
-        Chip("v6e", 918e12, 32 * GIB, 1.638e12, 100e9, 2, 2, 256, 16),
+        Chip("v4", 275e12, 32 * GIB, 1.2e12, 1.1e15 / 4096 / 6, 8, 128, 4, 2),
+        Chip("v5e", 197e12, 16 * GIB, 0.819e12, 50e9, 4, 128, 16),
+        Chip("v5p", 459e12, 95 * GIB, 2.765e12, 100e9, 8, 128, 4),
+        Chip("v6e", 918e12, 32 * GIB, 1.638e12, 100e9, 2, 256, 16),
     )
 }
 KNOWN = (

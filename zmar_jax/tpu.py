@@ -51,9 +51,7 @@ def conv3_weight_gradient(x: Array, dy: Array) -> Array:
 
 def _correlate(x: Array, dy: Array, **kwargs: Any) -> Array:
     numbers = lax.ConvDimensionNumbers((3, 0, 1, 2), (3, 0, 1, 2), (2, 3, 0, 1))
-    return lax.conv_general_dilated(
-        x, dy, (1, 1), "VALID", dimension_numbers=numbers, **kwargs
-    )
+    return lax.conv_general_dilated(x, dy, (1, 1), "VALID", dimension_numbers=numbers, **kwargs)
 
 
 def _parts(x: Array) -> list[Array]:

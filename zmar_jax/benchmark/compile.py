@@ -1,4 +1,4 @@
-"""Programs compiled for a TPU slice that is not there: what they would need, and how fast at best."""
+"""Programs compiled for a TPU slice that is not there: what they need, and how fast at best."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from zmar_jax import sharding
-from zmar_jax.config import Config, ConfigError
+from zmar_jax.config import Config
 from zmar_jax.cost import matrix_multiply_adds
 from zmar_jax.hlo import Collective, read_program
 from zmar_jax.models import ZmarSNFlow
@@ -30,11 +30,12 @@ REMARK = "compiled for a TPU, not measured"
 class Compiled:
     """One program for one slice. All but `seconds` and `images_per_second` is for one device.
 
-    A device is a chip, but one of two cores on v4. `hbm` is what arguments, results and XLA's
-    temporaries take of `hbm_free` + `hbm`, bytes. `flops` are bfloat16 products and their sums, six
-    for one of float32. `hbm_traffic` is bytes a run (`hlo.Program.traffic`). The three `..._seconds`
-    are these and the collectives at the chip's peaks; `seconds` is the longest of them, so no run
-    is faster. `estimated_seconds` is XLA's cost model's sum of cycles, without collectives.
+    A device is a chip, but one of two cores on v4. `hbm`, what arguments, results and XLA's
+    temporaries take, and `hbm_free` are bytes. `flops` are those of bfloat16 products, six for one
+    of float32. `hbm_traffic` is bytes a run (`hlo.Program.traffic`). `compute_seconds`,
+    `memory_seconds` and `collective_seconds` are what these take at the chip's peaks; `seconds`
+    is the longest of the three, so no run is faster. `estimated_seconds` are the cycles of XLA's
+    cost model, without collectives.
     """
 
     task: Task
@@ -78,7 +79,7 @@ def compile_for(task: Task, config: Config, target: Slice, effort: float = 0.0) 
     mesh = sharding.make_mesh(config.train.fsdp, devices(target))
     sharding.check_batch(config.data.batch_size, config.train.accumulate, mesh)
     fn, program, args = (_train if task == "train" else _inverse)(config, mesh)
-    products = matrix_multiply_adds(fn, *args)[1]
+    flops = 2 * matrix_multiply_adds(fn, *args)[1] / mesh.size
     options = {"exec_time_optimization_effort": effort} if effort else None
     start = time.perf_counter()
     try:
@@ -88,9 +89,8 @@ def compile_for(task: Task, config: Config, target: Slice, effort: float = 0.0) 
             raise
         used = re.search(r"Used \S+ of \S+ hbm", str(e))
         raise TooLarge(used[0] if used else str(e).splitlines()[0]) from e
-    return _report(
-        task, config, target, effort, 2 * products, compiled, time.perf_counter() - start
-    )
+    seconds = time.perf_counter() - start
+    return _report(task, config, target, effort, flops, compiled, seconds)
 
 
 def _report(
@@ -102,10 +102,10 @@ def _report(
     compiled: Any,
     compile_seconds: float,
 ) -> Compiled:
-    chip, memory, program = target.chip, compiled.memory_analysis(), read_program(compiled.as_text())
+    chip, memory = target.chip, compiled.memory_analysis()
+    program = read_program(compiled.as_text())
     hbm = memory.argument_size_in_bytes + memory.output_size_in_bytes
     hbm += memory.temp_size_in_bytes - memory.alias_size_in_bytes
-    flops /= target.chips * chip.cores
     times = {
         "compute_seconds": flops * chip.cores / chip.flops,
         "memory_seconds": program.traffic * chip.cores / chip.hbm_bandwidth,
