@@ -42,7 +42,7 @@ PROGRAM = """HloModule step, is_scheduled=true
 
 %body (state: (s32[], f32[8,128], f32[5,8,128])) -> (s32[], f32[8,128], f32[5,8,128]) {
   %state = (s32[], f32[8,128]{1,0:T(8,128)}, /*index=2*/f32[5,8,128]{2,1,0:T(8,128)}) parameter(0)
-  %i = s32[]{:T(128)} get-tuple-element(%state), index=0
+  %i = s32[]{:T(128)S(6)} get-tuple-element(%state), index=0
   %all = f32[5,8,128]{2,1,0:T(8,128)} get-tuple-element(%state), index=2
   %one = f32[8,128]{1,0:T(8,128)} fusion(%all, %i), kind=kLoop, calls=%sliced, \
 backend_config={"window_config":{"estimated_cycles":"100"}}
@@ -141,6 +141,7 @@ def _plain(x, kernel):
     return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=numbers)
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_the_training_step_compiles_for_a_tpu(capsys):
     options = ["--topology", "v5e:2x2", "--batch", "4", "--crop", "16", "--only", "train", "--json"]
