@@ -18,7 +18,7 @@ from zmar_jax.cli.weights import convert, info
 app = tyro.extras.SubcommandApp()
 for command in (restore, convert, info, mask, prepare, train, evaluate, score):
     app.command(command)
-app.command(compile_, name="compile")
+app.command(name="compile")(compile_)
 app.command(benchmark, name="benchmark", help="Time the project's programs on this machine.")
 
 
