@@ -36,7 +36,7 @@ def compile_(
 
     $ zmar-jax compile --topology v5e:2x4 --batch 64 --policy bf16
 
-    $ zmar-jax compile --topology v5p:4x4x4 --batch 512 --only train train.remat=true
+    $ zmar-jax compile --topology v5p:4x4x4 --batch 512 --only train train.remat=blocks
 
     $ zmar-jax compile --topology v5e:1x1 --batch 8 --only train --largest-batch --json
 
