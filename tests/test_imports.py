@@ -11,7 +11,8 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("zmar_jax/**/*.py"))
 
 LAYERS = (
-    ("compilation", "config", "ops", "losses", "images"),
+    ("compilation", "config", "hlo", "losses", "images", "tpu"),
+    ("ops", "topology"),
     ("optimizer", "shares"),
     ("rows",),
     ("flow",),

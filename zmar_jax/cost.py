@@ -20,7 +20,17 @@ def multiply_adds(fn: Callable[..., Any], *args: Any) -> int:
     Args:
       args: arrays or `jax.ShapeDtypeStruct`s.
     """
-    return _count(jax.make_jaxpr(fn)(*args).jaxpr)
+    return _count(jax.make_jaxpr(fn)(*args).jaxpr, _multiply_adds)
+
+
+def matrix_multiply_adds(fn: Callable[..., Any], *args: Any) -> tuple[int, int]:
+    """Multiply-adds of fn(*args) in matrix products and convolutions, and as a TPU makes them.
+
+    A TPU multiplies bfloat16: the second number counts a product at HIGHEST precision, which all
+    float32 products of the model are, six times.
+    """
+    jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
+    return _count(jaxpr, _products), _count(jaxpr, _bfloat16_products)
 
 
 def peak_memory() -> int:
@@ -49,25 +59,43 @@ def restore_multiply_adds(config: ModelConfig, height: int, width: int) -> tuple
     return multiply_adds(encode, params, lr, mask), multiply_adds(decode, params, z, conditions)
 
 
-def _count(jaxpr: core.Jaxpr) -> int:
-    return sum(_count_equation(eqn) for eqn in jaxpr.eqns)
+def _count(jaxpr: core.Jaxpr, rule: Callable[[core.JaxprEqn], int]) -> int:
+    return sum(_count_equation(eqn, rule) for eqn in jaxpr.eqns)
 
 
-def _count_equation(eqn: core.JaxprEqn) -> int:
-    out = math.prod(_shape(eqn.outvars[0])) if eqn.outvars else 0
+def _count_equation(eqn: core.JaxprEqn, rule: Callable[[core.JaxprEqn], int]) -> int:
+    inner = [_count(jaxpr, rule) for jaxpr in _inner(eqn)]
+    match eqn.primitive.name:
+        case "scan":
+            return eqn.params["length"] * sum(inner)
+        case "cond":  # the same work in forms for different platforms; the plainest counts
+            return min(inner)
+    return sum(inner) if inner else rule(eqn)
+
+
+def _multiply_adds(eqn: core.JaxprEqn) -> int:
+    return _size(eqn) if eqn.primitive.name == "mul" else _products(eqn)
+
+
+def _products(eqn: core.JaxprEqn) -> int:
     match eqn.primitive.name:
         case "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
-            return out * math.prod(_shape(eqn.invars[0])[i] for i in contracted)
+            return _size(eqn) * math.prod(_shape(eqn.invars[0])[i] for i in contracted)
         case "conv_general_dilated":
             kernel = _shape(eqn.invars[1])
             outputs = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-            return out * math.prod(kernel) // outputs
-        case "mul":
-            return out
-        case "scan":
-            return eqn.params["length"] * _count(eqn.params["jaxpr"].jaxpr)
-    return sum(_count(inner) for inner in _inner(eqn))
+            return _size(eqn) * math.prod(kernel) // outputs
+    return 0
+
+
+def _bfloat16_products(eqn: core.JaxprEqn) -> int:
+    precise = eqn.invars and getattr(eqn.invars[0].aval, "dtype", None) == jnp.float32
+    return _products(eqn) * (6 if precise else 1)
+
+
+def _size(eqn: core.JaxprEqn) -> int:
+    return math.prod(_shape(eqn.outvars[0]))
 
 
 def _shape(value: Any) -> tuple[int, ...]:
@@ -80,3 +108,5 @@ def _inner(eqn: core.JaxprEqn) -> Iterator[core.Jaxpr]:
             yield value.jaxpr
         elif isinstance(value, core.Jaxpr):
             yield value
+        elif isinstance(value, tuple):
+            yield from (branch.jaxpr for branch in value if isinstance(branch, core.ClosedJaxpr))

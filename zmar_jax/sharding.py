@@ -128,7 +128,9 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
 
 def jit(fn: Callable[..., Any], mesh: Mesh, **kwargs: Any) -> "Program":
     """`compilation.jit` with `mesh` in context, where `constrain` finds it."""
-    return Program(compilation.jit(fn, **kwargs), mesh)
+    # the mesh may be of devices that are only compiled for
+    platform = mesh.devices.flat[0].platform
+    return Program(compilation.jit(fn, platform, **kwargs), mesh)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,10 +144,14 @@ class Program:
         with jax.set_mesh(self.mesh):
             return self.jitted(*args)
 
-    def compile(self, *args: Any) -> Any:
-        """Ahead of time, for arguments like these; the result tells its memory and costs."""
+    def compile(self, *args: Any, options: dict[str, Any] | None = None) -> Any:
+        """Ahead of time, for arguments like these; the result tells its memory and costs.
+
+        Args:
+          options: more XLA compiler options.
+        """
         with jax.set_mesh(self.mesh):
-            return self.jitted.lower(*args).compile()
+            return self.jitted.lower(*args).compile(compiler_options=options)
 
 
 def constrain(tree: Any, spec: PartitionSpec) -> Any:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import tyro
 
 from zmar_jax.cli.benchmark import benchmark
+from zmar_jax.cli.compile import compile_
 from zmar_jax.cli.console import UsageError, err
 from zmar_jax.cli.evaluate import evaluate
 from zmar_jax.cli.mask import mask
@@ -17,6 +18,7 @@ from zmar_jax.cli.weights import convert, info
 app = tyro.extras.SubcommandApp()
 for command in (restore, convert, info, mask, prepare, train, evaluate, score):
     app.command(command)
+app.command(name="compile")(compile_)
 app.command(benchmark, name="benchmark", help="Time the project's programs on this machine.")
 
 

@@ -1,0 +1,218 @@
+"""Programs compiled for a TPU slice that is not there: what they need, and how fast at best."""
+
+import dataclasses
+import functools
+import re
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding
+
+from zmar_jax import sharding
+from zmar_jax.config import Config
+from zmar_jax.cost import matrix_multiply_adds
+from zmar_jax.hlo import Collective, read_program
+from zmar_jax.models import ZmarSNFlow
+from zmar_jax.state import abstract_state
+from zmar_jax.topology import Slice, devices
+from zmar_jax.train import compile_steps, train_step
+
+Task = Literal["train", "inverse"]
+Say = Callable[[str], None]
+
+REMARK = "compiled for a TPU, not measured"
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """One program for one slice. All but `seconds` and `images_per_second` is for one device.
+
+    A device is a chip, but one of two cores on v4. `hbm`, what arguments, results and XLA's
+    temporaries take, and `hbm_free` are bytes. `flops` are those of bfloat16 products, six for one
+    of float32. `hbm_traffic` is bytes a run (`hlo.Program.traffic`). `compute_seconds`,
+    `memory_seconds` and `collective_seconds` are what these take at the chip's peaks; `seconds`
+    is the longest of the three: a bound for this code, as no other code was compiled.
+    `estimated_seconds` are the cycles of XLA's cost model, without collectives.
+    """
+
+    task: Task
+    topology: str
+    chips: int
+    batch_size: int
+    crop: int
+    policy: str
+    compile_seconds: float
+    effort: float
+    hbm: int
+    hbm_free: int
+    temporaries: int
+    flops: float
+    hbm_traffic: int
+    collectives: tuple[Collective, ...]
+    compute_seconds: float
+    memory_seconds: float
+    collective_seconds: float
+    estimated_seconds: float
+    seconds: float
+    images_per_second: float
+    remark: str = REMARK
+
+
+class TooLarge(Exception):
+    """A program that does not fit the chips' memory."""
+
+
+def compile_for(task: Task, config: Config, target: Slice, effort: float = 0.0) -> Compiled:
+    """Compiles `train_step`, or `inverse` on the same batch, for a slice; runs nothing.
+
+    Args:
+      config: batch, crop, model and recipe.
+      effort: -1.0 to 0.0, XLA's at making the program fast; less compiles faster.
+
+    Raises:
+      ConfigError: libtpu is missing, or the devices do not divide the batch.
+      TooLarge: says how much memory is needed, and how much there is.
+    """
+    mesh = sharding.make_mesh(config.train.fsdp, devices(target))
+    sharding.check_batch(config.data.batch_size, config.train.accumulate, mesh)
+    fn, program, args = (_train if task == "train" else _inverse)(config, mesh)
+    flops = 2 * matrix_multiply_adds(fn, *args)[1] / mesh.size
+    options = {"exec_time_optimization_effort": effort} if effort else None
+    start = time.perf_counter()
+    try:
+        compiled = program.compile(*args, options=options)
+    except jax.errors.JaxRuntimeError as e:
+        if "RESOURCE_EXHAUSTED" not in str(e):
+            raise
+        used = re.search(r"Used \S+ of \S+ hbm", str(e))
+        raise TooLarge(used[0] if used else str(e).splitlines()[0]) from e
+    seconds = time.perf_counter() - start
+    return _report(task, config, target, effort, flops, compiled, seconds)
+
+
+def _report(
+    task: Task,
+    config: Config,
+    target: Slice,
+    effort: float,
+    flops: float,
+    compiled: Any,
+    compile_seconds: float,
+) -> Compiled:
+    chip, memory = target.chip, compiled.memory_analysis()
+    program = read_program(compiled.as_text())
+    hbm = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    hbm += memory.temp_size_in_bytes - memory.alias_size_in_bytes
+    compute = flops * chip.cores / chip.flops
+    traffic = program.traffic * chip.cores / chip.hbm_bandwidth
+    # the other collectives move an array once where an all-reduce moves it twice
+    moved = sum(c.size if c.kind == "all-reduce" else c.size / 2 for c in program.collectives)
+    collectives = target.all_reduce_seconds(moved)
+    seconds = max(compute, traffic, collectives)
+    return Compiled(
+        task=task,
+        topology=target.name,
+        chips=target.chips,
+        batch_size=config.data.batch_size,
+        crop=config.data.crop,
+        policy=config.model.policy,
+        compile_seconds=compile_seconds,
+        effort=effort,
+        hbm=hbm,
+        hbm_free=chip.hbm // chip.cores - hbm,
+        temporaries=memory.temp_size_in_bytes,
+        flops=flops,
+        hbm_traffic=program.traffic,
+        collectives=program.collectives,
+        compute_seconds=compute,
+        memory_seconds=traffic,
+        collective_seconds=collectives,
+        estimated_seconds=program.cycles / chip.clock,
+        seconds=seconds,
+        images_per_second=config.data.batch_size / seconds,
+    )
+
+
+def largest_batch(
+    task: Task, config: Config, target: Slice, first: Compiled, say: Say = lambda _: None
+) -> int:
+    """The largest batch that compiles for the slice, a multiple of its devices, by bisection.
+
+    Where to look first follows from a compilation of half the batch: memory grows with the batch
+    by what the two differ in. Each further compilation, at that guess and then at the middle of
+    what is left, says whether that batch fits; the search ends when one does and the next does not.
+
+    Args:
+      first: `compile_for`'s result for the batch in `config`.
+      say: told of each compilation.
+    """
+    step = target.chips * target.chip.cores * config.train.accumulate
+    fits, fails = first.batch_size // step, None
+
+    def hbm(units: int) -> int | None:
+        data = dataclasses.replace(config.data, batch_size=units * step)
+        try:
+            found = compile_for(task, dataclasses.replace(config, data=data), target, first.effort)
+        except TooLarge as e:
+            say(f"batch {units * step}: does not fit ({e})")
+            return None
+        say(f"batch {units * step}: {found.hbm / 2**30:.2f} GiB a device")
+        return found.hbm
+
+    other = max(fits // 2, 1) if fits > 1 else 2
+    used = hbm(other)
+    if used is None:
+        return fits * step
+    growth = max((first.hbm - used) / (fits - other), 1.0)
+    trial = max(int(fits + first.hbm_free / growth), fits + 1)
+    guesses = [trial - 1]
+    while fails is None or fails - fits > 1:
+        if hbm(trial) is None:
+            fails = trial
+        else:
+            fits = trial
+        near = guesses.pop() if guesses else fits
+        middle = fits + 1 if fails is None else (fits + fails) // 2
+        trial = near if fits < near < (fails or near) else middle
+    return fits * step
+
+
+def _train(config: Config, mesh: Any) -> tuple[Any, sharding.Program, tuple[Any, ...]]:
+    state = abstract_state(config, mesh)
+    image = _image(config, mesh, 3, jnp.uint8)
+    key = jax.eval_shape(functools.partial(jax.random.key, 0))
+    key = jax.ShapeDtypeStruct(
+        key.shape, key.dtype, sharding=NamedSharding(mesh, sharding.REPLICATED)
+    )
+    return (
+        train_step,
+        compile_steps(state, mesh)[1],
+        (state, {"low": image, "gt": image}, key),
+    )
+
+
+def _inverse(config: Config, mesh: Any) -> tuple[Any, sharding.Program, tuple[Any, ...]]:
+    model, params = ZmarSNFlow(config.model), abstract_state(config, mesh).params
+
+    def inverse(params: Any, z: Any, lr: Any, mask: Any) -> Any:
+        params = sharding.constrain(params, sharding.REPLICATED)
+        return model.apply({"params": params}, z, lr, mask, method="inverse")
+
+    z = _image(config, mesh, 192, jnp.float32, factor=8)
+    lr, mask = (_image(config, mesh, channels, jnp.float32) for channels in (3, 1))
+    program = sharding.jit(inverse, mesh, out_shardings=NamedSharding(mesh, sharding.BATCH))
+    return inverse, program, (params, z, lr, mask)
+
+
+def _image(
+    config: Config, mesh: Any, channels: int, dtype: Any, factor: int = 1
+) -> jax.ShapeDtypeStruct:
+    size = config.data.crop // factor
+    return jax.ShapeDtypeStruct(
+        (config.data.batch_size, size, size, channels),
+        dtype,
+        sharding=NamedSharding(mesh, sharding.BATCH),
+    )
