@@ -34,8 +34,8 @@ def measure(size: int, steps: int, remat: Remat) -> str:
     params = jax.tree.unflatten(jax.tree.structure(init), draw)
 
     def loss(params: Any, cond: Any) -> jax.Array:
-        z, logdet = flow.apply(params, x, cond, method="forward")
-        return (jnp.square(z).sum() - logdet).sum()
+        out: Any = flow.apply(params, x, cond, method="forward")
+        return jnp.square(out[0]).sum() - out[1].sum()
 
     compiled = compilation.jit(jax.grad(loss, (0, 1))).lower(params, cond).compile()
     seconds = []
