@@ -35,8 +35,7 @@ def measure(size: int, steps: int, remat: Remat) -> str:
 
     def loss(params: Any, cond: Any) -> jax.Array:
         out: Any = flow.apply(params, x, cond, method="forward")
-        z, logdet = out
-        return (jnp.square(z).sum() - logdet).sum()
+        return jnp.square(out[0]).sum() - out[1].sum()
 
     compiled = compilation.jit(jax.grad(loss, (0, 1))).lower(params, cond).compile()
     seconds = []

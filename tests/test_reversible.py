@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
 from zmar_jax.config import PRESETS, ModelConfig, Remat
@@ -83,7 +84,12 @@ def test_gradients_in_half_precision(direction: str) -> None:
 
 @pytest.mark.slow
 @directions
-def test_gradients_of_the_published_sizes(direction: str) -> None:
+def test_rounding_does_not_build_up_in_the_published_sizes(
+    direction: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A ReLU whose input is within rounding of 0 may open in one pass and not in the other, which
+    # moves a leaf's gradient by 1e-3, autodiff's own against float64 too: so without that corner.
+    monkeypatch.setattr(nn, "relu", nn.softplus)
     same_gradients("zmar_snflow", PRESETS["zmar_snflow"], direction, 1e-4)
 
 

@@ -1,0 +1,96 @@
+"""What the composed forms are worth, as ratios on this machine: literal against ours.
+
+Seconds differ from machine to machine; a ratio that falls says that something was lost. The bounds
+are about half of what an idle machine of 2 cores shows.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from zmar_jax import compilation, ops
+from zmar_jax.config import PRESETS
+from zmar_jax.flow.coupling import ConditionProjection
+from zmar_jax.models.attention import ZMA
+
+pytestmark = pytest.mark.slow
+Array = jax.Array
+RNG = np.random.default_rng(0)
+
+
+def normal(*shape: int) -> Array:
+    return jnp.asarray(0.1 * RNG.standard_normal(shape), jnp.float32)
+
+
+def ratio(literal: Callable[..., Any], ours: Callable[..., Any], *args: Any) -> float:
+    """Seconds of the first by seconds of the second, in turns, the fastest of five each."""
+    programs = [compilation.jit(f) for f in (literal, ours)]
+    results = [jax.block_until_ready(program(*args)) for program in programs]
+    for found, expected in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
+    fastest = [float("inf")] * 2
+    for _ in range(5):
+        for i, program in enumerate(programs):
+            start = time.perf_counter()
+            jax.block_until_ready(program(*args))
+            fastest[i] = min(fastest[i], time.perf_counter() - start)
+    print(f"{fastest[0] * 1e3:.1f} ms against {fastest[1] * 1e3:.1f} ms")
+    return fastest[0] / fastest[1]
+
+
+def conv(x: Array, kernel: Array, groups: int = 1, padding: str = "SAME") -> Array:
+    return lax.conv_general_dilated(
+        x, kernel, (1, 1), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups, precision=ops.HIGHEST,
+    )  # fmt: skip
+
+
+def test_zero_mask_attention() -> None:
+    """conv1, dense conv3 3d -> 3d of which two thirds are dropped, cells, conv1: as published."""
+    d, x = 48, normal(1, 96, 96, 48)
+    attention = ops.cell_attention((normal(1, 96, 96, 1) > 0).astype(jnp.float32), 4)
+    layer = ZMA()
+    variables = layer.init(jax.random.key(0), x, lambda x: x, attention)
+    params = variables["params"]
+    dropped = normal(3, 3, 3 * d, 2 * d)
+
+    def literal(x: Array, attention: Array) -> Array:
+        kernel = jnp.concatenate([dropped, params["qkv_dwconv"]], -1)
+        # an optimising compiler would drop what is not used
+        qkv = lax.optimization_barrier(conv(ops.conv1(x, params["qkv"]), kernel))
+        return ops.conv1(ops.mix_cells(qkv[..., 2 * d :], attention), params["project_out"])
+
+    def ours(x: Array, attention: Array) -> Any:
+        return layer.apply(variables, x, lambda x: x, attention)
+
+    assert ratio(literal, ours, x, attention) > 3
+
+
+def test_depthwise() -> None:
+    """Nine shifted multiply-adds against XLA's grouped convolution."""
+    x, taps = normal(1, 66, 66, 254), normal(3, 3, 1, 254)
+    literal = lambda x, taps: conv(x, taps, 254, "VALID")  # noqa: E731
+    assert ratio(literal, ops.dw3, x, taps) > 3
+
+
+def test_conditions_of_all_steps() -> None:
+    """One convolution for the K steps of a level against two in every step."""
+    config = PRESETS["zmar_snflow"]
+    layer, cond = ConditionProjection(config), normal(1, 40, 40, config.condition_channels)
+    variables = layer.init(jax.random.key(0), cond)
+    kernel = variables["params"]["kernel"]
+
+    def literal(cond: Array) -> Array:
+        def step(carry: None, kernel: Array) -> tuple[None, Array]:
+            first, second = jnp.split(kernel, 2, -1)
+            return carry, jnp.concatenate([conv(cond, first), conv(cond, second)], -1)
+
+        return lax.scan(step, None, jnp.moveaxis(kernel, 3, 0))[1]
+
+    assert ratio(literal, lambda cond: layer.apply(variables, cond), cond) > 0.9
