@@ -129,7 +129,6 @@ def test_pictures_of_an_earlier_run_are_replaced_and_not_restored_again(pth, tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["restore", "-c", "w"], "name at least one photograph or folder"),
         (["restore", "no_such.png", "-c", "w"], "no_such.png"),
         (["restore", "{png}", "-c", "no_such_weights"], "no_such_weights"),
         (["restore", "{png}", "-c", "w", "-o", "{folder}"], "would overwrite the input"),

@@ -108,8 +108,9 @@ def test_a_batch_over_four_devices_restores_as_one_by_one(network):
         assert np.abs(255 * mean - expected_mean).max() < 0.5 + 1e-2
         np.testing.assert_allclose(255 * std, expected_std, atol=1e-2)
     # before rounding, too
-    conditions = alone.encode(alone.variables, lows[1][None])
-    mode = alone.decode(alone.variables, np.zeros((1, 4, 4, 192), np.float32), conditions)
+    programs = alone.programs(32, 32)
+    conditions = programs.encode(alone.variables, lows[1][None])
+    mode = programs.decode(alone.variables, np.zeros((1, 4, 4, 192), np.float32), conditions)
     _, (mean, _), _ = network.restore(lows, Sampling(), network.encode(lows))
     np.testing.assert_allclose(mean, mode[0], atol=2e-5)
 

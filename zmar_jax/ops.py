@@ -152,6 +152,11 @@ def channels(v: Array) -> Array:
     return v.reshape(1, 1, 1, -1)
 
 
+def gelu(x: Array) -> Array:
+    """Exact GELU by erf; `nn.gelu` goes by erfc, four times slower on CPU."""
+    return 0.5 * x * (1 + lax.erf(x * math.sqrt(0.5)))
+
+
 def conv1(x: Array, kernel: Array) -> Array:
     """1x1 convolution: [B, H, W, I] with [I, O] -> [B, H, W, O], in the dtype of x."""
     # of two axes, as the gradients of a product over four are five times slower on CPU

@@ -21,7 +21,6 @@ conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """PyTorch's default for a convolution: uniform within 1 / sqrt(fan_in)."""
 
 HIGHEST = ops.HIGHEST
-ALL = slice(None)
 
 
 class LayerNorm(nn.Module):
@@ -80,14 +79,15 @@ class MDTA(nn.Module):
         self.taps = self.param("qkv_dwconv", conv_init, (3, 3, 1, 3 * d))
         self.out = self.param("project_out", conv_init, (d, d))
 
-    def features(self, x: Array, channels: slice = ALL) -> Array:
-        """Some channels of q, k, v: x [B, H + 2, W + 2, d] from `pad1` -> [B, H, W, n]."""
-        return ops.dw3(ops.conv1(x, self.qkv[:, channels]), self.taps[..., channels])
+    def features(self, x: Array, part: int) -> Array:
+        """q, k or v (part 0, 1 or 2): x [B, H + 2, W + 2, d] from `pad1` -> [B, H, W, d]."""
+        part_of = slice(part * self.width, (part + 1) * self.width)
+        return ops.dw3(ops.conv1(x, self.qkv[:, part_of]), self.taps[..., part_of])
 
-    def sums(self, qk: Array, wanted: Wanted) -> tuple[Array, Array, Array]:
+    def sums(self, q: Array, k: Array, wanted: Wanted) -> tuple[Array, Array, Array]:
         """q k^T and the squared norms of q's and k's rows, over pixels, float32."""
-        b, d, qk = qk.shape[0], self.width, wanted.counted(qk)
-        q, k = (a.reshape(b, -1, self.heads, d // self.heads) for a in jnp.split(qk, 2, -1))
+        b, d = q.shape[0], self.width
+        q, k = (wanted.counted(a).reshape(b, -1, self.heads, d // self.heads) for a in (q, k))
         gram = jnp.einsum(
             "bnhi,bnhj->bhij", q, k, precision=HIGHEST, preferred_element_type=ops.wide(q.dtype)
         )
@@ -119,8 +119,12 @@ class GDFN(nn.Module):
         project_in = self.param("project_in", conv_init, (d, 2 * self.hidden))
         taps = self.param("dwconv", conv_init, (3, 3, 1, 2 * self.hidden))
         project_out = self.param("project_out", conv_init, (self.hidden, d))
-        a, b = jnp.split(ops.dw3(ops.conv1(x, project_in), taps), 2, -1)
-        return ops.conv1(nn.gelu(a, approximate=False) * b, project_out)
+        # in halves, as the gradient of a split writes all channels again, slowly
+        a, b = (
+            ops.dw3(ops.conv1(x, half), t)
+            for half, t in zip(jnp.split(project_in, 2, -1), jnp.split(taps, 2, -1), strict=True)
+        )
+        return ops.conv1(ops.gelu(a) * b, project_out)
 
 
 class Block(nn.Module):
@@ -149,9 +153,9 @@ class Block(nn.Module):
         if attention is not None:
             x = x + self.mask(x, function(self.rows, self.norm1), attention)
         if self.rows.whole:  # gradients would keep twice what is computed in two passes
-            qkv = self.attn.features(ops.pad1(self.norm1(x)))
-            qk, v = jnp.split(qkv, [2 * d], -1)
-            x = x + self.attn(v, self.attn.mixer(*self.attn.sums(qk, Wanted(x.shape[1]))))
+            normed = ops.pad1(self.norm1(x))
+            q, k, v = (self.attn.features(normed, part) for part in range(3))
+            x = x + self.attn(v, self.attn.mixer(*self.attn.sums(q, k, Wanted(x.shape[1]))))
         else:
             mixer = self.attn.mixer(*self._pass("attend_sums", x, 2 * d)[1])
             x = self._pass("attend", x, d, mixer)[0]
@@ -165,11 +169,12 @@ class Block(nn.Module):
         )
 
     def attend_sums(self, wanted: Wanted, x: Array) -> tuple[None, tuple[Array, ...]]:
-        qk = self.attn.features(wanted.pad1(self.norm1(x)), slice(2 * self.width))
-        return None, self.attn.sums(qk, wanted)
+        normed = wanted.pad1(self.norm1(x))
+        q, k = (self.attn.features(normed, part) for part in (0, 1))
+        return None, self.attn.sums(q, k, wanted)
 
     def attend(self, wanted: Wanted, x: Array, mixer: Array) -> tuple[Array, tuple[()]]:
-        v = self.attn.features(wanted.pad1(self.norm1(x)), slice(2 * self.width, None))
+        v = self.attn.features(wanted.pad1(self.norm1(x)), 2)
         return wanted.crop(x) + self.attn(v, mixer), ()
 
     def feed(self, wanted: Wanted, x: Array) -> tuple[Array, tuple[()]]:
