@@ -78,7 +78,6 @@ def test_gradients_are_those_of_autodiff(direction: str) -> None:
 @pytest.mark.slow
 @directions
 def test_gradients_in_half_precision(direction: str) -> None:
-    # autodiff itself is as far from float32's
     same_gradients("tiny", dataclasses.replace(TINY, policy="bfloat16"), direction, 2e-2)
 
 

@@ -1,0 +1,53 @@
+"""Compact files, and the weights that come with the package."""
+
+from pathlib import Path
+
+import golden
+import jax
+import numpy as np
+import pytest
+
+from zmar_jax import torch_port
+from zmar_jax.config import PRESETS
+from zmar_jax.sample import sample
+from zmar_jax.torch_port import WeightsError
+from zmar_jax.weights import BUNDLED, Weights, load_weights, parameter_counts, save_weights
+
+TINY = Weights(golden.params("tiny", 0), PRESETS["tiny"], "safetensors", 0, 0, ())
+
+
+def test_a_compact_file_holds_what_is_used_in_half_precision(tmp_path: Path) -> None:
+    path = tmp_path / "compact.safetensors"
+    save_weights(path, TINY, compact=True)
+    used = {e.key for e in torch_port.key_table(TINY.config) if e.parts}
+    state_dict = torch_port.read_state_dict(path)
+    assert state_dict.keys() == used
+    assert {a.dtype for a in state_dict.values()} == {np.dtype(np.float16)}
+    read = load_weights(path)
+    assert read.config == TINY.config
+    for found, expected in zip(
+        jax.tree.leaves(read.params), jax.tree.leaves(TINY.params), strict=True
+    ):
+        np.testing.assert_array_equal(found, np.asarray(expected).astype(np.float16))
+
+
+def test_an_orbax_directory_is_not_compact(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"only .safetensors and .pth files can be compact"):
+        save_weights(tmp_path / "weights", TINY, compact=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_bundled_weights_are_small() -> None:
+    weights = load_weights()
+    assert BUNDLED.stat().st_size <= 5_000_000
+    assert parameter_counts(weights.config)[-1][1] <= 2_000_000
+    assert weights.dtypes == ("float16",)
+    assert weights.config.mask_attention
+
+
+def test_the_sample_is_dark_and_has_lost_pixels() -> None:
+    low, gt = sample()
+    assert low.shape == gt.shape == (400, 600, 3)
+    assert 0.1 < (low == 0).all(-1).mean() < 0.5
+    assert low.mean() < 0.5 * gt.mean()
+    np.testing.assert_array_equal(low, sample()[0])
