@@ -54,27 +54,29 @@ def main(
         log = (workdir / f"{name}.log").open("a")
         return subprocess.Popen([*command, "--workdir", str(workdir / name)], stderr=log)
 
-    seconds = _wait(start("peace"))
+    peace = start("peace")
+    while not _step(workdir / "peace") and peace.poll() is None:
+        time.sleep(0.1)
+    training = _wait(peace)
     # with the programs compiled by now, starting takes about this long
     starting = _wait(start("peace"))
-    print(f"in peace: {seconds:.0f} s, of which starting took about {starting:.0f} s")
+    print(f"in peace: training took {training:.0f} s, and starting again about {starting:.0f} s")
     moments = random.Random(seed)
-    stepping = 1.5 * (seconds - starting) / kills
     done = 0
     while done < kills:
-        before, process = _step(workdir), start("killed")
+        before, process = _step(workdir / "killed"), start("killed")
         if done % 2:  # every second kill may hit start-up, the others training and saving
             time.sleep(moments.uniform(0, starting))
         else:
-            while _step(workdir) == before and process.poll() is None:
+            while _step(workdir / "killed") == before and process.poll() is None:
                 time.sleep(0.1)
-            time.sleep(moments.uniform(0, stepping))
+            time.sleep(moments.uniform(0, 1.5 * training / kills))
         process.send_signal(signal.SIGKILL)
         if process.wait() != -signal.SIGKILL:
             print(f"the run ended before kill {done + 1}; more train.steps give it time")
             break
         done += 1
-        print(f"kill {done}: last record of step {_step(workdir)}", flush=True)
+        print(f"kill {done}: last record of step {_step(workdir / 'killed')}", flush=True)
     _wait(start("killed"))
     different = _differences(*(_leaves(workdir / name, steps) for name in ("peace", "killed")))
     print(f"{len(different)} leaves differ {different[:5]}" if different else "bit for bit equal")
@@ -88,15 +90,12 @@ def _wait(process: subprocess.Popen) -> float:
     return time.monotonic() - start
 
 
-def _step(workdir: Path) -> int:
-    """The last step that the killed run recorded."""
-    path = workdir / "killed" / "metrics.jsonl"
-    lines = (
-        [line for line in path.read_text().splitlines() if line.endswith("}")]
-        if path.exists()
-        else []
-    )
-    return json.loads(lines[-1])["step"] if lines else 0
+def _step(run: Path) -> int:
+    """The last step that a run has recorded, but for a line that a kill has cut."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    whole = [line for line in lines if line.endswith("}")]
+    return json.loads(whole[-1])["step"] if whole else 0
 
 
 def _leaves(run: Path, step: int) -> dict[str, np.ndarray]:
