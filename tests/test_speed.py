@@ -1,7 +1,7 @@
 """What the composed forms are worth, as ratios on this machine: literal against ours.
 
 Seconds differ from machine to machine; a ratio that falls says that something was lost. The bounds
-are about half of what an idle machine of 2 cores shows.
+are about half of what 2 cores show.
 """
 
 import time
@@ -60,26 +60,27 @@ def test_zero_mask_attention() -> None:
 
     def literal(x: Array, attention: Array) -> Array:
         kernel = jnp.concatenate([dropped, params["qkv_dwconv"]], -1)
-        # an optimising compiler would drop what is not used
-        qkv = lax.optimization_barrier(conv(ops.conv1(x, params["qkv"]), kernel))
-        return ops.conv1(ops.mix_cells(qkv[..., 2 * d :], attention), params["project_out"])
+        qkv = conv(ops.conv1(x, params["qkv"]), kernel)
+        out = ops.conv1(ops.mix_cells(qkv[..., 2 * d :], attention), params["project_out"])
+        # an optimising compiler would leave out what is not used
+        return out + 1e-30 * qkv[..., : 2 * d].max()
 
     def ours(x: Array, attention: Array) -> Any:
         return layer.apply(variables, x, lambda x: x, attention)
 
-    assert ratio(literal, ours, x, attention) > 3
+    assert ratio(literal, ours, x, attention) > 1.5
 
 
 def test_depthwise() -> None:
     """Nine shifted multiply-adds against XLA's grouped convolution."""
     x, taps = normal(1, 66, 66, 254), normal(3, 3, 1, 254)
     literal = lambda x, taps: conv(x, taps, 254, "VALID")  # noqa: E731
-    assert ratio(literal, ops.dw3, x, taps) > 3
+    assert ratio(literal, ops.dw3, x, taps) > 1.5
 
 
 def test_weight_gradients_in_a_scan() -> None:
     """Nine matmuls in stripes of rows against XLA's own gradient of a convolution."""
-    x, kernels = normal(1, 80, 80, 48), normal(4, 3, 3, 48, 48)
+    x, kernels = normal(1, 40, 40, 48), normal(4, 3, 3, 48, 48)
 
     def gradient(conv3: Callable[..., Array]) -> Callable[..., Any]:
         def loss(kernels: Array, x: Array) -> Array:
@@ -87,4 +88,4 @@ def test_weight_gradients_in_a_scan() -> None:
 
         return jax.grad(loss)
 
-    assert ratio(gradient(conv), gradient(ops.conv3), kernels, x) > 1.5
+    assert ratio(gradient(conv), gradient(ops.conv3), kernels, x) > 5
