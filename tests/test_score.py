@@ -19,9 +19,8 @@ from zmar_jax.data.masks import apply_mask, draw_mask
 from zmar_jax.evaluate import network as evaluate_network
 from zmar_jax.evaluate.network import Network
 from zmar_jax.images import Photo, write_photo
-from zmar_jax.weights import Weights, load_weights, save_weights
+from zmar_jax.weights import BUNDLED, Weights, load_weights, save_weights
 
-BUNDLED = Path(cli.__file__).parents[1] / "weights" / "nano.safetensors"
 """Or any other weights that restore darkened photographs, for this test: $ZMAR_JAX_TEST_WEIGHTS."""
 
 
@@ -94,8 +93,6 @@ def test_the_true_pair_scores_better_than_a_shifted_or_blurred_one():
     prefers it (docs/evaluation.md).
     """
     path = Path(os.environ.get("ZMAR_JAX_TEST_WEIGHTS", BUNDLED))
-    if not path.exists():
-        pytest.skip(f"{path}: no weights are bundled yet, and $ZMAR_JAX_TEST_WEIGHTS names none")
     network = Network(load_weights(path), 1)
     found = {name: [] for name in ("true", "gt shifted", "low shifted", "low blurred")}
     for i, name in enumerate(("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg")):

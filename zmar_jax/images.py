@@ -103,6 +103,22 @@ def write_photo(path: str | os.PathLike[str], photo: Photo) -> None:
         _write_whole(path, data)
 
 
+def pad_to_eights(image: np.ndarray) -> np.ndarray:
+    """[..., H, W, C], reflected at the bottom and right up to multiples of 8, as the model wants.
+
+    In NumPy, so that only padded sizes are compiled.
+    """
+    *batch, height, width, _ = image.shape
+    padding = [*[(0, 0)] * len(batch), (0, -height % 8), (0, -width % 8), (0, 0)]
+    return np.pad(image, padding, mode="reflect")
+
+
+def turn(image: np.ndarray, turns: int, mirror: bool) -> np.ndarray:
+    """[H, W, C] after so many quarter turns, and then mirrored left to right."""
+    image = np.rot90(image, turns)
+    return image[:, ::-1] if mirror else image
+
+
 def find_photos(inputs: Sequence[Path], skip: Path | None = None) -> list[tuple[Path, Path]]:
     """The photographs that files and folders name: [(path, path relative to its input)].
 

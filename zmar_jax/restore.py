@@ -10,7 +10,7 @@ import numpy as np
 
 from zmar_jax.config import ConfigError, ModelConfig
 from zmar_jax.flow import invert_weights
-from zmar_jax.images import ImageError, Photo, read_photo, write_photo
+from zmar_jax.images import ImageError, Photo, pad_to_eights, read_photo, write_photo
 from zmar_jax.memory import choose
 from zmar_jax.programs import Programs, make_programs, make_split_programs
 from zmar_jax.torch_port import WeightsError
@@ -109,7 +109,7 @@ class Restorer:
         """
         _check(image, heat, seed, samples)
         height, width, _ = image.shape
-        padded = _pad(image)
+        padded = pad_to_eights(image)
         programs = self.programs(*padded.shape[:2])
         conditions = programs.encode(self.variables, padded[None])
         latent = (1, padded.shape[0] // 8, padded.shape[1] // 8, 192)
@@ -181,12 +181,6 @@ def restore_file(restorer: Restorer, source: Path, target: Path, options: Option
 def std_path(target: Path) -> Path:
     """Where the standard deviation goes: `a/b.png` -> `a/b.std.png`."""
     return target.with_suffix(f".std{target.suffix}")
-
-
-def _pad(image: np.ndarray) -> np.ndarray:
-    # NumPy, so that only padded sizes are compiled, and only once
-    height, width, _ = image.shape
-    return np.pad(image, ((0, -height % 8), (0, -width % 8), (0, 0)), mode="reflect")
 
 
 def _check(image: np.ndarray, heat: float, seed: int, samples: int) -> None:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from zmar_jax import compilation, ops, sharding
 from zmar_jax.config import Config
 from zmar_jax.data.pipeline import make_loader
+from zmar_jax.images import pad_to_eights
 from zmar_jax.metrics import score
 from zmar_jax.models import ZmarSNFlow
 
@@ -65,8 +66,7 @@ class Validator:
     def _local(self, params: Any, low: np.ndarray) -> np.ndarray:
         """This process's pictures restored, float32 in [0, 1]."""
         _, height, width, _ = low.shape
-        padding = ((0, 0), (0, -height % 8), (0, -width % 8), (0, 0))
-        padded = np.pad(low, padding, mode="reflect")
+        padded = pad_to_eights(low)
         out = self._restore(params, sharding.shard_batch({"low": padded}, self._mesh)["low"])
         shards = sorted(out.addressable_shards, key=lambda shard: shard.index[0].start or 0)
         restored = np.concatenate([np.asarray(shard.data) for shard in shards])

@@ -26,6 +26,7 @@ from zmar_jax.data.errors import DataError
 from zmar_jax.data.hashing import id_seed
 from zmar_jax.data.masks import load_masks, lose_pixels
 from zmar_jax.data.pictures import Split, pictures
+from zmar_jax.images import turn
 
 Batch = dict[str, np.ndarray]
 """low, gt: uint8 [b, H, W, 3] RGB; id: str [b]; of evaluation also valid: bool [b]."""
@@ -134,7 +135,7 @@ class Examples:
         seed = int(rng.integers(2**32))
         low, gt = self._window(i, seed, (top, left, size, size))
         turns, mirror = _flip(self.config.flip, rng)
-        return _turn(low, turns, mirror), _turn(gt, turns, mirror)
+        return turn(low, turns, mirror), turn(gt, turns, mirror)
 
     def whole(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Picture i and its ground truth; always the same, by its id and the seed."""
@@ -234,11 +235,6 @@ def _flip(flip: str, rng: np.random.Generator) -> tuple[int, bool]:
     """Quarter turns and whether to mirror; draws the same numbers whatever `flip` is."""
     turns, mirror = int(rng.integers(4)), bool(rng.integers(2))
     return turns if flip == "dihedral" else 0, mirror and flip != "none"
-
-
-def _turn(image: np.ndarray, turns: int, mirror: bool) -> np.ndarray:
-    image = np.rot90(image, turns)
-    return image[:, ::-1] if mirror else image
 
 
 def _stack(examples: list[dict[str, Any]]) -> Batch:

@@ -12,6 +12,7 @@ from jax.sharding import NamedSharding
 
 from zmar_jax import compilation, losses, ops, sharding
 from zmar_jax.flow import invert_weights
+from zmar_jax.images import pad_to_eights, turn
 from zmar_jax.models import ZmarSNFlow
 from zmar_jax.torch_port import WeightsError
 from zmar_jax.weights import Weights
@@ -121,7 +122,7 @@ class Network:
         tallies = [_Tally(low.shape) for low in lows]
         for turns, mirror in sampling.symmetries:
             if (turns, mirror) != _AS_IT_IS:
-                conditions = self.encode([_turn(low, turns, mirror) for low in lows])
+                conditions = self.encode([turn(low, turns, mirror) for low in lows])
             for i in range(sampling.samples):
                 z = _latent(conditions["fea_up0"].shape, sampling, i)
                 x = np.asarray(self._run(self._decode, self._variables, z, conditions))
@@ -145,7 +146,7 @@ class Network:
         return np.asarray(bits)[: len(gts)].tolist()
 
     def _batch(self, pictures: Pictures) -> Array:
-        padded = np.stack([_pad(picture) for picture in pictures])
+        padded = np.stack([pad_to_eights(picture) for picture in pictures])
         return self._split(_filled(padded, self.rows(*padded.shape[1:3])))
 
     def _split(self, array: np.ndarray) -> Array:
@@ -198,18 +199,8 @@ def _latent(coarsest: tuple[int, ...], sampling: Sampling, i: int) -> Array:
     return sampling.heat * jax.random.normal(rng, (1, *coarsest[1:3], 192))
 
 
-def _turn(image: np.ndarray, turns: int, mirror: bool) -> np.ndarray:
-    image = np.rot90(image, turns)
-    return image[:, ::-1] if mirror else image
-
-
 def _turn_back(image: np.ndarray, turns: int, mirror: bool) -> np.ndarray:
     return np.rot90(image[:, ::-1] if mirror else image, -turns)
-
-
-def _pad(image: np.ndarray) -> np.ndarray:
-    height, width, _ = image.shape
-    return np.pad(image, ((0, -height % 8), (0, -width % 8), (0, 0)), mode="reflect")
 
 
 def _filled(array: np.ndarray, rows: int) -> np.ndarray:
