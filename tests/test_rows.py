@@ -81,6 +81,58 @@ def test_stripes_equal_the_whole(size: tuple[int, int], stripe_bytes: int) -> No
     np.testing.assert_allclose(found[2], expected[2], rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("size", "stripe_bytes"),
+    [(SIZES[0], 1), pytest.param(SIZES[1], 60_000, marks=pytest.mark.slow)],
+)
+def test_gradients_in_stripes_are_those_of_the_whole(
+    size: tuple[int, int], stripe_bytes: int
+) -> None:
+    """Of the weights and of the image, by 1e-4 of each leaf's largest."""
+    image, _ = inputs(*size)
+    lr, mask = ops.network_input(np.concatenate([image, image[:, ::-1]]))
+    weights = jax.eval_shape(lambda: ZmarSNFlow(TINY).apply(variables(), lr, mask, method="encode"))
+    rng = np.random.default_rng(0)
+    weights = {k: rng.standard_normal(w.shape).astype(np.float32) for k, w in weights.items()}
+
+    def gradients(model: ZmarSNFlow) -> Any:
+        def loss(params: Any, lr: jax.Array) -> jax.Array:
+            found = model.apply({"params": params}, lr, mask, method="encode")
+            return sum((jnp.vdot(found[k], w) for k, w in weights.items()), jnp.zeros(()))
+
+        return golden.jit(jax.grad(loss, (0, 1)))(variables()["params"], lr)
+
+    found = gradients(ZmarSNFlow(TINY, stripe_bytes, remat="blocks"))
+    expected = gradients(ZmarSNFlow(TINY))
+    for (path, a), b in zip(
+        jax.tree.leaves_with_path(found), jax.tree.leaves(expected), strict=True
+    ):
+        atol = 1e-4 * float(np.abs(b).max())
+        np.testing.assert_allclose(a, b, atol=atol, rtol=0, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("height", [1, 14, 31, 80])
+def test_depthwise_gradients(height: int) -> None:
+    """Of any number of rows: the loop over rows against autodiff of shifted slices."""
+    rng = np.random.default_rng(height)
+    x, kernel, dy = (
+        jnp.asarray(rng.standard_normal(shape), jnp.float32)
+        for shape in ((2, height + 2, 7, 5), (3, 3, 1, 5), (2, height, 5, 5))
+    )
+
+    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        taps = [
+            x[:, i : i + height, j : j + 5] * ops.channels(kernel[i, j])
+            for i in range(3)
+            for j in range(3)
+        ]
+        return functools.reduce(jnp.add, taps)
+
+    found, expected = (jax.vjp(fn, x, kernel)[1](dy) for fn in (ops.dw3, plain))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
+
+
 def test_stripes_of_the_smallest_size_are_several() -> None:
     assert stripe_rows((1, 72, 56, 8), 24, 1, 1) == 8
     assert stripe_rows((1, 36, 28, 12), 24, 2, 1) == 12

@@ -10,7 +10,9 @@ import jax
 
 CACHE_VARIABLE = "ZMAR_JAX_CACHE"
 STRIPE_BYTES = 24 << 20
-"""About an L3 cache: what the encoder's wide layers work on at once on CPU."""
+"""What the encoder's wide layers work on at once on CPU, near the caches."""
+TRAINING_STRIPE_BYTES = 7 << 20
+"""The same for gradients, which have more arrays at work at once."""
 
 
 def jit(fn: Callable[..., Any], platform: str | None = None, **kwargs: Any) -> Any:
@@ -18,7 +20,8 @@ def jit(fn: Callable[..., Any], platform: str | None = None, **kwargs: Any) -> A
 
     XLA's newer CPU fusion emitters (jaxlib 0.10) compile a sum of shifted slices, which a
     depthwise convolution is, to scalar code: 0.36 s instead of 0.08 s for 400 rows of 600 pixels
-    and 512 channels on 2 cores. LLVM's third level compiles for a third longer and gains nothing.
+    and 512 channels on 2 cores. Its YNNPACK is a third slower than Eigen at
+    3x3 convolutions. LLVM's third level compiles for a third longer and gains nothing.
     TPU and GPU are left alone.
     """
     return jax.jit(fn, compiler_options=_options(platform or jax.default_backend()), **kwargs)
@@ -28,7 +31,11 @@ def jit(fn: Callable[..., Any], platform: str | None = None, **kwargs: Any) -> A
 def _options(backend: str) -> dict[str, Any]:
     if backend != "cpu":
         return {}
-    options = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 2}
+    options = {
+        "xla_cpu_use_fusion_emitters": False,
+        "xla_cpu_experimental_ynn_fusion_type": "",
+        "xla_backend_optimization_level": 2,
+    }
     try:
         jax.jit(lambda: 0, compiler_options=options)()
     except jax.errors.JaxRuntimeError:
@@ -36,9 +43,11 @@ def _options(backend: str) -> dict[str, Any]:
     return options
 
 
-def stripe_bytes() -> int | None:
-    """What `ZmarSNFlow(stripe_bytes=...)` is best set to for restoring on the default backend."""
-    return STRIPE_BYTES if jax.default_backend() == "cpu" else None
+def stripe_bytes(training: bool = False) -> int | None:
+    """What `ZmarSNFlow(stripe_bytes=...)` is best set to on the default backend."""
+    if jax.default_backend() != "cpu":
+        return None
+    return TRAINING_STRIPE_BYTES if training else STRIPE_BYTES
 
 
 def enable_cache() -> Path:

@@ -152,6 +152,29 @@ def channels(v: Array) -> Array:
     return v.reshape(1, 1, 1, -1)
 
 
+@jax.custom_vjp
+def affine(x: Array, scale: Array, bias: Array) -> Array:
+    """x * scale + bias, [B, H, W, C] with [C]; its gradient adds over pixels by products on CPU."""
+    return x * channels(scale) + channels(bias)
+
+
+def _affine_bwd(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array, Array]:
+    x, scale = residuals
+    return dy * channels(scale), pixel_sum(dy * x), pixel_sum(dy)
+
+
+affine.defvjp(lambda x, scale, bias: (affine(x, scale, bias), (x, scale)), _affine_bwd)
+
+
+def pixel_sum(x: Array) -> Array:
+    """Over all axes but the last; a product with ones on CPU, where sums over rows are slow."""
+    return lax.platform_dependent(
+        x.reshape(-1, x.shape[-1]),
+        cpu=lambda x: jnp.matmul(jnp.ones(len(x), x.dtype), x, precision=HIGHEST),
+        default=lambda x: x.sum(0),
+    )
+
+
 def gelu(x: Array) -> Array:
     """Exact GELU by erf; `nn.gelu` goes by erfc, four times slower on CPU."""
     return 0.5 * x * (1 + lax.erf(x * math.sqrt(0.5)))
@@ -162,6 +185,15 @@ def conv1(x: Array, kernel: Array) -> Array:
     # of two axes, as the gradients of a product over four are five times slower on CPU
     flat = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype), precision=HIGHEST)
     return flat.reshape(*x.shape[:-1], -1)
+
+
+def gram(q: Array, k: Array) -> Array:
+    """q^T k of each image, [B, N, I] and [B, N, J] -> [B, I, J], float32 at least."""
+    wanted = wide(q.dtype)
+    if q.shape[0] == 1:  # the gradient of a batch of one transposes pixels on CPU
+        product = jnp.matmul(q[0].T, k[0], precision=HIGHEST, preferred_element_type=wanted)
+        return product[None]
+    return jnp.matmul(q.mT, k, precision=HIGHEST, preferred_element_type=wanted)
 
 
 def conv3(x: Array, kernel: Array) -> Array:
@@ -211,12 +243,49 @@ def dw3(x: Array, kernel: Array) -> Array:
 
 def _dw3_bwd(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = residuals
-    dx = dw3(jnp.pad(dy, ((0, 0), (2, 2), (2, 2), (0, 0))), kernel[::-1, ::-1])
+    dy = jnp.pad(dy, ((0, 0), (2, 2), (2, 2), (0, 0)))
+    gradients = lax.platform_dependent(
+        x, kernel[::-1, ::-1], dy, cpu=_dw3_gradients_cpu, default=_dw3_gradients
+    )
+    return gradients[0], gradients[1].reshape(kernel.shape).astype(kernel.dtype)
 
-    def product(tap: Array, dy: Array) -> Array:
-        return jnp.sum(tap * dy, (0, 1, 2), dtype=wide(x.dtype))
 
-    return dx, _tap_gradients(product, x, dy, kernel.shape).astype(kernel.dtype)
+def _dw3_gradients(x: Array, reverse: Array, dy: Array) -> tuple[Array, Array]:
+    """Gradients of x and, [9, C], of the kernel, from padded dy [B, H+4, W+4, C]."""
+    products = [jnp.sum(x * tap, (0, 1, 2), dtype=wide(x.dtype)) for tap in _taps(dy)]
+    return dw3(dy, reverse), jnp.stack(products[::-1])
+
+
+def _dw3_gradients_cpu(x: Array, reverse: Array, dy: Array) -> tuple[Array, Array]:
+    """The same in a loop over rows, before which XLA must finish dy.
+
+    It would compute dy anew in each of ten loops otherwise, and no barrier stops it. Its sums over
+    axes before the last are scalar code, so rows are added and columns multiplied with ones.
+    """
+    b, height, width, c = x.shape
+    count = math.ceil(height / 16)
+    rows = math.ceil(height / count)
+    ones = jnp.ones((1, b * width), wide(x.dtype))
+
+    def product(x: Array, tap: Array) -> Array:
+        rows_of = (a.astype(ones.dtype).swapaxes(0, 1) for a in (x, tap))
+        summed = functools.reduce(operator.add, map(operator.mul, *rows_of))
+        return jnp.matmul(ones, summed.reshape(-1, c), precision=HIGHEST)
+
+    def step(done: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
+        dx, total = done
+        start = jnp.minimum(i * rows, height - rows)
+        mine = lax.dynamic_slice_in_dim(x, start, rows, axis=1)
+        near = lax.dynamic_slice_in_dim(dy, start, rows + 2, axis=1)
+        dx = lax.dynamic_update_slice_in_dim(dx, dw3(near, reverse), start, axis=1)
+        if height % count:  # the last rows overlap those before
+            fresh = (start + jnp.arange(rows) >= i * rows).reshape(1, -1, 1, 1)
+            mine = jnp.where(fresh, mine, 0)
+        products = [product(mine, tap) for tap in _taps(near)]
+        return (dx, total + jnp.concatenate(products[::-1])), None
+
+    zeros = jnp.zeros_like(x), jnp.zeros((9, c), ones.dtype)
+    return lax.scan(step, zeros, jnp.arange(count))[0]
 
 
 dw3.defvjp(lambda x, kernel: (dw3(x, kernel), (x, kernel)), _dw3_bwd)

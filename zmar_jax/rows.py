@@ -105,39 +105,22 @@ class Rows:
         height = arrays[0].shape[1]
         rows = stripe_rows(arrays[0].shape, width, halo, self.stripe_bytes)
         size = rows + 2 * halo
-        if size >= height:
+        if self.whole:
             return fn(Wanted(height, 0, keep), *arrays)
-        windows = [jax.ShapeDtypeStruct((a.shape[0], size, *a.shape[2:]), a.dtype) for a in arrays]
-        shape = jax.eval_shape(functools.partial(fn, Wanted(rows)), *windows)[0]
-        buffer: Any = None
-        if in_place:
-            buffer, arrays = arrays[0], arrays[1:]
-        elif shape is not None:
-            buffer = jnp.zeros((shape.shape[0], height, *shape.shape[2:]), shape.dtype)
-
-        def step(carry: tuple[Any, Any], i: Array) -> tuple[Any, Any]:
-            buffer, before = carry
-            done, start = i * rows, jnp.minimum(i * rows, height - rows)
-            first = _first(start, halo, size, height)
-            cut = [lax.dynamic_slice_in_dim(a, first, size, 1) for a in arrays]
-            if in_place:
-                window = lax.dynamic_slice_in_dim(buffer, first, size, 1)
-                old = _first(jnp.maximum(done - rows, 0), halo, size, height)
-                window = _restored(window, before, first - old, done - first)
-                before = lax.optimization_barrier(window)
-                cut = [before, *cut]
-            fresh = (start + jnp.arange(rows)).reshape(1, -1, 1, 1) >= done
-            if keep is not None:
-                fresh &= lax.dynamic_slice_in_dim(keep, start, rows, 1)
-            y, sums = fn(Wanted(rows, start - first, fresh), *cut)
-            if y is not None:
-                buffer = lax.dynamic_update_slice_in_dim(buffer, y, start, 1)
-            return (buffer, before), sums
-
-        before = buffer[:, :size] if in_place else None
-        steps = jnp.arange(-(-height // rows))
-        (y, _), sums = lax.scan(step, (buffer, before), steps)
-        return y, jax.tree.map(lambda s: s.sum(0), sums)
+        if size >= height:
+            # gradients recompute what is wide, as they do in stripes
+            again = jax.checkpoint(lambda *a: fn(Wanted(height, 0, keep), *a), prevent_cse=False)
+            return again(*arrays)
+        stripes = _Stripes(height, rows, halo, in_place, keep)
+        if self.shares is not None:
+            return stripes.run(fn, arrays)
+        first, fresh = stripes.wanted(jnp.zeros((), int))
+        # gradients are those of what is given, not of what fn has closed over
+        pure, closed = jax.closure_convert(
+            lambda first, fresh, *windows: fn(Wanted(rows, first, fresh), *windows),
+            *(first, fresh, *stripes.cut(arrays, first)),
+        )
+        return _differentiable(stripes, pure, arrays, tuple(closed))
 
     def mix_cells(
         self, fn: Callable[[Array], Array], x: Array, attention: Array, width: int
@@ -163,6 +146,125 @@ class Rows:
         return y.reshape(x.shape)[:, :height, :columns]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Stripes:
+    """`rows` rows of `height` at a time; the last stripe overlaps where they do not divide it."""
+
+    height: int
+    rows: int
+    halo: int
+    in_place: bool
+    keep: Array | None
+
+    @property
+    def size(self) -> int:
+        """Rows of a window."""
+        return self.rows + 2 * self.halo
+
+    @property
+    def count(self) -> int:
+        return -(-self.height // self.rows)
+
+    def start(self, i: Array) -> Array:
+        """First row of stripe i."""
+        return jnp.minimum(i * self.rows, self.height - self.rows)
+
+    def first(self, start: Array) -> Array:
+        """First row of the window around `start`, within the image."""
+        return jnp.clip(start - self.halo, 0, self.height - self.size)
+
+    def wanted(self, i: Array) -> tuple[Array, Array | None]:
+        """Of stripe i's window: the first wanted row, and `Wanted.keep`."""
+        start = self.start(i)
+        first = start - self.first(start)
+        if self.keep is None and self.height % self.rows == 0:
+            return first, None
+        fresh = (start + jnp.arange(self.rows)).reshape(1, -1, 1, 1) >= i * self.rows
+        if self.keep is not None:
+            fresh &= lax.dynamic_slice_in_dim(self.keep, start, self.rows, 1)
+        return first, fresh
+
+    def cut(self, arrays: tuple[Array, ...], first: Array) -> list[Array]:
+        """The windows that begin at this row."""
+        return [lax.dynamic_slice_in_dim(a, first, self.size, 1) for a in arrays]
+
+    def run(self, fn: Local, arrays: tuple[Array, ...]) -> tuple[Any, Any]:
+        """fn's y and sums of all stripes."""
+        compute = lambda i, windows: fn(Wanted(self.rows, *self.wanted(i)), *windows)  # noqa: E731
+        zero = jnp.zeros((), int)
+        shape = jax.eval_shape(lambda: compute(zero, self.cut(arrays, zero))[0])
+        buffer: Any = None
+        if self.in_place:
+            buffer, arrays = arrays[0], arrays[1:]
+        elif shape is not None:
+            buffer = jnp.zeros((shape.shape[0], self.height, *shape.shape[2:]), shape.dtype)
+
+        def step(carry: tuple[Any, Any], i: Array) -> tuple[Any, Any]:
+            buffer, before = carry
+            done, start = i * self.rows, self.start(i)
+            first = self.first(start)
+            cut = self.cut(arrays, first)
+            if self.in_place:
+                (window,) = self.cut((buffer,), first)
+                old = self.first(jnp.maximum(done - self.rows, 0))
+                window = _restored(window, before, first - old, done - first)
+                before = lax.optimization_barrier(window)
+                cut = [before, *cut]
+            y, sums = compute(i, cut)
+            if y is not None:
+                buffer = lax.dynamic_update_slice_in_dim(buffer, y, start, 1)
+            return (buffer, before), sums
+
+        before = buffer[:, : self.size] if self.in_place else None
+        (y, _), sums = lax.scan(step, (buffer, before), jnp.arange(self.count))
+        return y, jax.tree.map(lambda s: s.sum(0), sums)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _differentiable(
+    stripes: _Stripes, pure: Any, arrays: tuple[Array, ...], closed: tuple[Array, ...]
+) -> tuple[Any, Any]:
+    """`stripes.run` of pure(first, keep, *windows, *closed); its gradient goes in stripes, too.
+
+    It keeps the arrays, and recomputes each stripe from them.
+    """
+    return stripes.run(lambda wanted, *a: pure(wanted.first, wanted.keep, *a, *closed), arrays)
+
+
+def _stripes_fwd(
+    stripes: _Stripes, pure: Any, arrays: tuple[Array, ...], closed: tuple[Array, ...]
+) -> tuple[Any, Any]:
+    return _differentiable(stripes, pure, arrays, closed), (arrays, closed)
+
+
+def _stripes_bwd(stripes: _Stripes, pure: Any, kept: Any, given: Any) -> tuple[Any, Any]:
+    (arrays, closed), (dy, dsums) = kept, given
+
+    def step(gradients: Any, i: Array) -> tuple[Any, None]:
+        start, (first, fresh) = stripes.start(i), stripes.wanted(i)
+        window = stripes.first(start)
+        cut = stripes.cut(arrays, window)
+        vjp = jax.vjp(lambda cut, closed: pure(first, fresh, *cut, *closed), cut, closed)[1]
+        dstripe = None
+        if dy is not None:
+            dstripe = lax.dynamic_slice_in_dim(dy, start, stripes.rows, 1)
+            dstripe = dstripe if fresh is None else jnp.where(fresh, dstripe, 0)
+        dcut, dclosed = vjp((dstripe, dsums))
+        darrays, total = gradients
+        # neighbouring windows overlap, and each adds to what the others gave
+        darrays = tuple(
+            lax.dynamic_update_slice_in_dim(d, new + old, window, 1)
+            for d, new, old in zip(darrays, dcut, stripes.cut(darrays, window), strict=True)
+        )
+        return (darrays, jax.tree.map(jnp.add, total, dclosed)), None
+
+    zeros = jax.tree.map(jnp.zeros_like, (arrays, closed))
+    return lax.scan(step, zeros, jnp.arange(stripes.count))[0]
+
+
+_differentiable.defvjp(_stripes_fwd, _stripes_bwd)
+
+
 WHOLE = Rows()
 LEAST_ROWS = 8
 """Rows of a stripe for each row of its halo, at least."""
@@ -177,7 +279,10 @@ def stripe_rows(shape: tuple[int, ...], width: int, halo: int, stripe_bytes: int
     if stripe_bytes is None:
         return h
     most = max(stripe_bytes // (4 * b * w * width), LEAST_ROWS * halo)
-    return math.ceil(h / math.ceil(h / most))
+    least = math.ceil(h / most)
+    # stripes that divide the image need no masks; a quarter more of them is worth it
+    even = (n for n in range(least, least + max(2, least // 4)) if h % n == 0)
+    return math.ceil(h / next(even, least))
 
 
 def function(rows: Rows, module: Any, method: str = "__call__") -> Callable[..., Any]:
@@ -186,11 +291,6 @@ def function(rows: Rows, module: Any, method: str = "__call__") -> Callable[...,
         return getattr(module, method)
     unbound, variables = module.clone(parent=None, name=None), module.variables
     return lambda *args: unbound.apply(variables, *args, method=method)
-
-
-def _first(start: Array, halo: int, size: int, height: int) -> Array:
-    """First row of the window around `start`, within the image."""
-    return jnp.clip(start - halo, 0, height - size)
 
 
 def _restored(window: Array, before: Array, shift: Array, done: Array) -> Array:
@@ -209,7 +309,7 @@ def _mixed_stripes(fn: Callable[[Array], Array], x: Array, attention: Array, row
     def step(y: Array, i: Array) -> tuple[Array, None]:
         start = jnp.minimum(i * rows, cell - rows)
         tops = [k * cell + start for k in range(grid)]
-        firsts = [_first(top, 1, size, height) for top in tops]
+        firsts = [jnp.clip(top - 1, 0, height - size) for top in tops]
         cut = [
             lax.dynamic_slice_in_dim(fn(lax.dynamic_slice_in_dim(x, f, size, 1)), top - f, rows, 1)
             for top, f in zip(tops, firsts, strict=True)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 
-from zmar_jax import sharding
+from zmar_jax import compilation, sharding
 from zmar_jax.config import Config, ModelConfig
 from zmar_jax.models import ZmarSNFlow, param_shapes
 from zmar_jax.optimizer import optimizer
@@ -39,7 +39,9 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def model(self) -> ZmarSNFlow:
-        return ZmarSNFlow(self.config.model, remat=self.config.train.remat)
+        remat = self.config.train.remat
+        stripes = None if remat == "none" else compilation.stripe_bytes(training=True)
+        return ZmarSNFlow(self.config.model, stripes, remat)
 
 
 def create_state(config: Config, rng: Array) -> TrainState:

@@ -36,7 +36,7 @@ class LayerNorm(nn.Module):
         y = x.astype(ops.wide(x.dtype))
         y = y - y.mean(-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
-        return (y * ops.channels(scale) + ops.channels(bias)).astype(x.dtype)
+        return ops.affine(y, scale, bias).astype(x.dtype)
 
 
 class ZMA(nn.Module):
@@ -86,12 +86,14 @@ class MDTA(nn.Module):
 
     def sums(self, q: Array, k: Array, wanted: Wanted) -> tuple[Array, Array, Array]:
         """q k^T and the squared norms of q's and k's rows, over pixels, float32."""
-        b, d = q.shape[0], self.width
-        q, k = (wanted.counted(a).reshape(b, -1, self.heads, d // self.heads) for a in (q, k))
-        gram = jnp.einsum(
-            "bnhi,bnhj->bhij", q, k, precision=HIGHEST, preferred_element_type=ops.wide(q.dtype)
+        b, d, h = q.shape[0], self.width, self.heads
+        q, k = (wanted.counted(a).reshape(b, -1, d) for a in (q, k))
+        # of all heads with all: their own are thin products of transposed arrays otherwise
+        gram = ops.gram(q, k).reshape(b, h, d // h, h, d // h)
+        gram = jnp.moveaxis(jnp.diagonal(gram, axis1=1, axis2=3), -1, 1)
+        qq, kk = (
+            jnp.square(a.astype(ops.wide(a.dtype))).sum(1).reshape(b, h, d // h, 1) for a in (q, k)
         )
-        qq, kk = (jnp.square(a.astype(ops.wide(a.dtype))).sum(1)[..., None] for a in (q, k))
         return gram, qq, kk
 
     def mixer(self, gram: Array, qq: Array, kk: Array) -> Array:
@@ -104,7 +106,8 @@ class MDTA(nn.Module):
 
     def __call__(self, v: Array, mixer: Array) -> Array:
         """v [B, H, W, d], mixer [B, d, d] -> [B, H, W, d]."""
-        return jnp.einsum("bhwj,bjo->bhwo", v, mixer.astype(v.dtype), precision=HIGHEST)
+        flat = v.reshape(v.shape[0], -1, self.width)
+        return jnp.matmul(flat, mixer.astype(v.dtype), precision=HIGHEST).reshape(v.shape)
 
 
 class GDFN(nn.Module):
@@ -119,12 +122,18 @@ class GDFN(nn.Module):
         project_in = self.param("project_in", conv_init, (d, 2 * self.hidden))
         taps = self.param("dwconv", conv_init, (3, 3, 1, 2 * self.hidden))
         project_out = self.param("project_out", conv_init, (self.hidden, d))
+        # hidden channels of zeros, which give gelu(0) * 0 = 0: vectors and matrix units want whole
+        # sixteens, and products of 127 or 255 columns take up to twice as long on CPU
+        pad = [(0, -self.hidden % 16)]
         # in halves, as the gradient of a split writes all channels again, slowly
         a, b = (
-            ops.dw3(ops.conv1(x, half), t)
-            for half, t in zip(jnp.split(project_in, 2, -1), jnp.split(taps, 2, -1), strict=True)
+            ops.dw3(
+                ops.conv1(x, jnp.pad(project_in[:, half], [(0, 0), *pad])),
+                jnp.pad(taps[..., half], [(0, 0)] * 3 + pad),
+            )
+            for half in (slice(self.hidden), slice(self.hidden, None))
         )
-        return ops.conv1(ops.gelu(a) * b, project_out)
+        return ops.conv1(ops.gelu(a) * b, jnp.pad(project_out, [*pad, (0, 0)]))
 
 
 class Block(nn.Module):

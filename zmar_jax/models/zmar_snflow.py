@@ -41,7 +41,8 @@ class ZmarSNFlow(nn.Module):
     def setup(self):
         rows = WHOLE if self.is_initializing() else Rows(self.stripe_bytes, self.shares)
         self.encoder = Encoder(self.config, rows, self.remat != "none")
-        self.flow = SNFlow(self.config, self.remat, rows)
+        # the flow's gradients are not in stripes: its layers are narrow
+        self.flow = SNFlow(self.config, self.remat, rows if self.remat == "none" else WHOLE)
 
     def encode(self, lr: Array, mask: Array) -> dict[str, Array]:
         """The flow's conditions, each [B, H/s, W/s, 6 dim]: fea_up0 (s = 8), 1 (4), 2 (2)."""
