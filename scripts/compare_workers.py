@@ -290,7 +290,7 @@ def _jax_train(config: Any, params: Any, inputs: dict[str, np.ndarray]) -> tuple
         state_of(Config(config, train=recipe), params), NamedSharding(mesh, REPLICATED)
     )
     batch, losses = shard_batch(inputs, mesh), []
-    _, train_step = compile_steps(state, mesh)
+    train_step = compile_steps(state, mesh)[1].compile(state, batch, key)
 
     def run() -> None:
         nonlocal state

@@ -1,6 +1,5 @@
 """The training loop: begins or resumes a run, steps, looks, saves."""
 
-import contextlib
 import functools
 import math
 from collections.abc import Callable
@@ -98,7 +97,7 @@ class _Run:
         )
         self.step = int(state.step)
         self.rng = jax.random.fold_in(jax.random.key(config.train.seed), 1)
-        self.initialise, self.train_step = compile_steps(state, mesh)
+        self.initialise, self.program = compile_steps(state, mesh)
         self.health = sharding.jit(health, mesh)
         self.metrics: Metrics = {}
         self.bad_steps = int(state.bad_steps)
@@ -113,9 +112,10 @@ class _Run:
             self.step, self.bad_steps = int(self.state.step), int(self.state.bad_steps)
         else:
             before = self.metrics
-            # the first call compiles, which would spoil the speed that the first log step shows
-            with contextlib.nullcontext() if before else self.log.timed("compiling"):
-                self.state, self.metrics = self.train_step(self.state, batch, self.rng)
+            if not before:  # apart, or it would spoil the speed that the first log step shows
+                with self.log.timed("compiling"):
+                    self.train_step = self.program.compile(self.state, batch, self.rng)
+            self.state, self.metrics = self.train_step(self.state, batch, self.rng)
             self.step += 1
             # one step late: reading the last one's would leave the device idle
             self.bad_steps = int(before["bad_steps"]) if before else self.bad_steps
