@@ -45,9 +45,9 @@ def _options(backend: str) -> dict[str, Any]:
     return options
 
 
-def stripe_bytes(training: bool = False) -> int | None:
-    """What `ZmarSNFlow(stripe_bytes=...)` is best set to on the default backend."""
-    if jax.default_backend() != "cpu":
+def stripe_bytes(platform: str | None = None, training: bool = False) -> int | None:
+    """What `ZmarSNFlow(stripe_bytes=...)` is best set to on `platform`, or the default backend."""
+    if (platform or jax.default_backend()) != "cpu":
         return None
     return TRAINING_STRIPE_BYTES if training else STRIPE_BYTES
 

@@ -128,9 +128,12 @@ def shard_batch(batch: Mapping[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
 
 def jit(fn: Callable[..., Any], mesh: Mesh, **kwargs: Any) -> "Program":
     """`compilation.jit` with `mesh` in context, where `constrain` finds it."""
-    # the mesh may be of devices that are only compiled for
-    platform = mesh.devices.flat[0].platform
-    return Program(compilation.jit(fn, platform, **kwargs), mesh)
+    return Program(compilation.jit(fn, platform(mesh), **kwargs), mesh)
+
+
+def platform(mesh: Mesh) -> str:
+    """Of its devices, which may be some that are only compiled for."""
+    return mesh.devices.flat[0].platform
 
 
 @dataclasses.dataclass(frozen=True)

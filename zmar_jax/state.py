@@ -36,21 +36,22 @@ class TrainState(flax.struct.PyTreeNode):
     bad_steps_total: Array
     config: Config = flax.struct.field(pytree_node=False)
     """Static: the model, and how it is trained."""
+    stripe_bytes: int | None = flax.struct.field(pytree_node=False)
+    """Static: of the encoder's gradients, on the platform that the state was made for."""
 
     @property
     def model(self) -> ZmarSNFlow:
-        remat = self.config.train.remat
-        stripes = None if remat == "none" else compilation.stripe_bytes(training=True)
-        return ZmarSNFlow(self.config.model, stripes, remat)
+        return ZmarSNFlow(self.config.model, self.stripe_bytes, self.config.train.remat)
 
 
-def create_state(config: Config, rng: Array) -> TrainState:
-    """A state before its first step. Can be jitted, with `config` static."""
-    return state_of(config, init_params(config.model, rng))
+def create_state(config: Config, rng: Array, platform: str | None = None) -> TrainState:
+    """A state before its first step. Can be jitted, with `config` and `platform` static."""
+    return state_of(config, init_params(config.model, rng), platform)
 
 
-def state_of(config: Config, params: Any) -> TrainState:
-    """A state before its first step, from given weights."""
+def state_of(config: Config, params: Any, platform: str | None = None) -> TrainState:
+    """A state before its first step, from given weights; for the default backend, or another."""
+    remat = config.train.remat != "none"
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -59,19 +60,21 @@ def state_of(config: Config, params: Any) -> TrainState:
         bad_steps=jnp.zeros((), jnp.int32),
         bad_steps_total=jnp.zeros((), jnp.int32),
         config=config,
+        stripe_bytes=compilation.stripe_bytes(platform, training=True) if remat else None,
     )
 
 
 def create_sharded_state(config: Config, rng: Array, mesh: Mesh) -> TrainState:
     """`create_state`, made where it will lie: no device ever holds more than its share."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, mesh))
-    create = functools.partial(create_state, config)
+    create = functools.partial(create_state, config, platform=sharding.platform(mesh))
     return sharding.jit(create, mesh, out_shardings=shardings)(rng)
 
 
 def abstract_state(config: Config, mesh: Mesh) -> TrainState:
     """Shapes, dtypes and shardings of `create_sharded_state`'s; computes nothing."""
-    state = jax.eval_shape(functools.partial(create_state, config), jax.random.key(0))
+    create = functools.partial(create_state, config, platform=sharding.platform(mesh))
+    state = jax.eval_shape(create, jax.random.key(0))
     shardings = sharding.tree_shardings(state, mesh)
     return jax.tree.map(
         lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
