@@ -34,6 +34,13 @@ def _compile_quickly():
         jax.config.update("jax_compilation_cache_dir", None)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Code of compiled programs takes mappings of memory, of which a process may have 65 530."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of its own, of 4 MB."""

@@ -13,6 +13,7 @@ from zmar_jax.flow import invert_weights
 from zmar_jax.images import ImageError, Photo, pad_to_eights, read_photo, write_photo
 from zmar_jax.memory import choose
 from zmar_jax.programs import Programs, make_programs, make_split_programs
+from zmar_jax.sampling import Tally, latent
 from zmar_jax.torch_port import WeightsError
 from zmar_jax.weights import BUNDLED, load_weights
 
@@ -112,25 +113,19 @@ class Restorer:
         padded = pad_to_eights(image)
         programs = self.programs(*padded.shape[:2])
         conditions = programs.encode(self.variables, padded[None])
-        latent = (1, padded.shape[0] // 8, padded.shape[1] // 8, 192)
-        mean = np.zeros(padded.shape, np.float64)
-        squares = np.zeros(padded.shape, np.float64)
+        coarsest = (padded.shape[0] // 8, padded.shape[1] // 8)
+        tally = Tally(image.shape)
         for i in range(samples):
-            rng = jax.random.fold_in(jax.random.key(seed), i)
-            z = heat * jax.random.normal(rng, latent)
+            z = latent(heat, seed, i, coarsest)
             x = programs.picture(programs.decode(self.variables, z, conditions))[0]
-            x = x.astype(np.float64)
-            # Welford's update: no cancellation, whatever the number of samples
-            delta = x - mean
-            mean += delta / (i + 1)
-            squares += delta * (x - mean)
-        if not np.isfinite(mean).all():
+            tally.add(x[:height, :width])
+        if not np.isfinite(tally.mean).all():
             raise ValueError(
                 f"pixels are not finite at heat {heat}; lower it, or check the weights"
             )
         full = np.iinfo(image.dtype).max
-        mean, std = mean[:height, :width], np.sqrt(squares / samples)[:height, :width]
-        return np.round(full * mean).astype(image.dtype), (full * std).astype(np.float32)
+        mean = np.round(full * tally.mean).astype(image.dtype)
+        return mean, (full * tally.std).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

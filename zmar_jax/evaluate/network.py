@@ -14,6 +14,7 @@ from zmar_jax import compilation, losses, ops, sharding
 from zmar_jax.flow import invert_weights
 from zmar_jax.images import pad_to_eights, turn
 from zmar_jax.models import ZmarSNFlow
+from zmar_jax.sampling import Tally, latent
 from zmar_jax.torch_port import WeightsError
 from zmar_jax.weights import Weights
 
@@ -119,17 +120,17 @@ class Network:
         Returns:
           float64 [H, W, 3] both, of 1 = white; NaN where a restoration is not finite.
         """
-        tallies = [_Tally(low.shape) for low in lows]
+        tallies = [Tally(low.shape) for low in lows]
         for turns, mirror in sampling.symmetries:
             if (turns, mirror) != _AS_IT_IS:
                 conditions = self.encode([turn(low, turns, mirror) for low in lows])
             for i in range(sampling.samples):
-                z = _latent(conditions["fea_up0"].shape, sampling, i)
+                z = latent(sampling.heat, sampling.seed, i, conditions["fea_up0"].shape[1:3])
                 x = np.asarray(self._run(self._decode, self._variables, z, conditions))
                 for low, tally, picture in zip(lows, tallies, x, strict=False):
                     height, width = low.shape[1::-1] if turns % 2 else low.shape[:2]
                     tally.add(_turn_back(picture[:height, :width], turns, mirror))
-        return [(tally.mean, np.sqrt(tally.squares / tally.count)) for tally in tallies]
+        return [(tally.mean, tally.std) for tally in tallies]
 
     def bits_per_dim(self, gts: Pictures, seeds: Sequence[int], conditions: Any) -> list[float]:
         """Negative log-likelihood of each picture, bits per dimension (`losses.bits_per_dim`).
@@ -162,20 +163,6 @@ class Network:
         return result
 
 
-class _Tally:
-    """Welford's mean and sum of squared deviations: no cancellation, however many."""
-
-    def __init__(self, shape: tuple[int, ...]):
-        self.count, self.mean, self.squares = 0, np.zeros(shape), np.zeros(shape)
-
-    def add(self, x: np.ndarray) -> None:
-        self.count += 1
-        # infinite is as broken as NaN
-        delta = np.where(np.isfinite(x), x, np.nan) - self.mean
-        self.mean = self.mean + delta / self.count
-        self.squares = self.squares + delta * (x - self.mean)
-
-
 def batches(sizes: Sequence[tuple[int, int]], rows: Callable[[int, int], int]) -> list[list[int]]:
     """Indices of pictures, in batches of one padded size; what is in a batch depends on all sizes
     alone, so that it stays the same when a run goes on.
@@ -191,12 +178,6 @@ def batches(sizes: Sequence[tuple[int, int]], rows: Callable[[int, int], int]) -
         step = rows(*size)
         found += [indices[start : start + step] for start in range(0, len(indices), step)]
     return found
-
-
-def _latent(coarsest: tuple[int, ...], sampling: Sampling, i: int) -> Array:
-    """[1, H/8, W/8, 192] of the i-th sample: that of `Restorer.sample`, whatever the batch."""
-    rng = jax.random.fold_in(jax.random.key(sampling.seed), i)
-    return sampling.heat * jax.random.normal(rng, (1, *coarsest[1:3], 192))
 
 
 def _turn_back(image: np.ndarray, turns: int, mirror: bool) -> np.ndarray:
