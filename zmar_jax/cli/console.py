@@ -1,6 +1,7 @@
 """What the commands share: consoles, tables, progress bars, errors of the command line."""
 
 import contextlib
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -69,3 +70,18 @@ def range_of(option: str, text: str) -> tuple[float, float]:
     except ValueError:
         raise UsageError(f"{option} must be LOW:HIGH, as in 0.1:0.3, got {text!r}") from None
     return low, high
+
+
+def check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise UsageError(f"--seed must be 0 or more and below 2**32, got {seed}")
+
+
+def check_sampling(heat: float, samples: int, seed: int) -> None:
+    if not 0 <= heat < math.inf:
+        raise UsageError(f"--heat must be 0 or more, got {heat}")
+    if samples < 1:
+        raise UsageError(f"--samples must be 1 or more, got {samples}")
+    if samples > 1 and heat == 0:
+        raise UsageError("--samples above 1 needs --heat above 0, else all samples are the same")
+    check_seed(seed)

@@ -1,12 +1,19 @@
 """`evaluate`."""
 
-import math
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from zmar_jax.cli.console import UsageError, err, out, progress, range_of, table_of
+from zmar_jax.cli.console import (
+    UsageError,
+    check_sampling,
+    err,
+    out,
+    progress,
+    range_of,
+    table_of,
+)
 
 
 def evaluate(
@@ -69,15 +76,10 @@ def evaluate(
     from zmar_jax.evaluate.network import Network, Sampling
     from zmar_jax.weights import load_weights
 
-    if not 0 <= heat < math.inf:
-        raise UsageError(f"--heat must be 0 or more, got {heat}")
-    if not 0 <= seed < 2**32:
-        raise UsageError(f"--seed must be 0 or more and below 2**32, got {seed}")
-    for option, number in (("samples", samples), ("sdsd-frames", sdsd_frames), ("batch", batch)):
+    check_sampling(heat, samples, seed)
+    for option, number in (("sdsd-frames", sdsd_frames), ("batch", batch)):
         if number is not None and number < 1:
             raise UsageError(f"--{option} must be 1 or more, got {number}")
-    if samples > 1 and heat == 0:
-        raise UsageError("--samples above 1 needs --heat above 0, else all samples are the same")
     kind = pairs.kind_of(data)
     if exposure and kind != "photographs":
         raise UsageError(f"--exposure is of clean photographs; {data} has dark pictures")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from zmar_jax.cli.console import UsageError, make_folder, out, progress, range_of
+from zmar_jax.cli.console import UsageError, check_seed, make_folder, out, progress, range_of
 
 
 def mask(
@@ -45,8 +45,7 @@ def mask(
     from zmar_jax.data.copies import CopyOptions, plan_copies, write_copies
     from zmar_jax.images import find_photos
 
-    if not 0 <= seed < 2**32:
-        raise UsageError(f"--seed must be 0 or more and below 2**32, got {seed}")
+    check_seed(seed)
     if masks and share:
         raise UsageError("--share is of generated masks; leave it or --masks out")
     if masks and masks.resolve().is_relative_to(target.resolve()):

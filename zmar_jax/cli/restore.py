@@ -1,12 +1,19 @@
 """`restore`."""
 
-import math
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from zmar_jax.cli.console import UsageError, make_folder, out, parse_bytes, progress, table_of
+from zmar_jax.cli.console import (
+    UsageError,
+    check_sampling,
+    make_folder,
+    out,
+    parse_bytes,
+    progress,
+    table_of,
+)
 
 
 def restore(
@@ -53,14 +60,7 @@ def restore(
     from zmar_jax.images import find_photos, output_paths
     from zmar_jax.restore import Options, load_restorer, restore_files, std_path
 
-    if not 0 <= heat < math.inf:
-        raise UsageError(f"--heat must be 0 or more, got {heat}")
-    if not 0 <= seed < 2**32:
-        raise UsageError(f"--seed must be 0 or more and below 2**32, got {seed}")
-    if samples < 1:
-        raise UsageError(f"--samples must be 1 or more, got {samples}")
-    if samples > 1 and heat == 0:
-        raise UsageError("--samples above 1 needs --heat above 0, else all samples are the same")
+    check_sampling(heat, samples, seed)
     if std and samples < 2:
         raise UsageError("--std needs --samples of 2 or more")
     limit = None if memory is None else parse_bytes("--memory", memory)

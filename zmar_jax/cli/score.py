@@ -8,7 +8,7 @@ from typing import Annotated
 from rich.table import Table
 from tyro.conf import arg
 
-from zmar_jax.cli.console import UsageError, out, progress
+from zmar_jax.cli.console import check_seed, out, progress
 
 
 def score(
@@ -42,8 +42,7 @@ def score(
     from zmar_jax.evaluate.network import Network
     from zmar_jax.weights import load_weights
 
-    if not 0 <= seed < 2**32:
-        raise UsageError(f"--seed must be 0 or more and below 2**32, got {seed}")
+    check_seed(seed)
     pairs = find_pairs(low, restored)
     weights = load_weights(checkpoint)
     compilation.enable_cache()
