@@ -40,12 +40,15 @@ class Chain:
 
     fill: str = "median"
     brighten: str = "mean"
-    """`gain`: the same factor on linear light for all; `mean`: to a mean grey; `gamma`: a power
-    for all; `gamma mean`: a power that leads to a mean grey; `clahe`: adaptive equalisation."""
+    """`gain`: the same factor on linear light for all; `mean`: to a mean grey; `white`: a factor
+    that makes the brightest white; `gamma`: a power for all; `gamma mean`: a power that leads to a
+    mean grey; `clahe`: adaptive equalisation."""
     level: float = 0.45
     """The mean grey."""
     factor: float = 10.0
     """Of `gain`; the power of `gamma` is 1/log2 of it."""
+    quantile: float = 0.999
+    """Of `white`: the share of pixels whose brightest channel is below it."""
     clahe: float = 0.0
     """Clip limit of an adaptive equalisation after brightening; 0 is none."""
     denoise: str = "none"
@@ -53,9 +56,10 @@ class Chain:
 
 
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "brighten": ("gain", "mean", "gamma", "gamma mean", "clahe"),
+    "brighten": ("gain", "mean", "white", "gamma", "gamma mean", "clahe"),
     "level": (0.3, 0.35, 0.38, 0.41, 0.44, 0.47, 0.5, 0.55),
     "factor": (3.0, 4.5, 6.0, 8.0, 10.0, 13.0, 17.0, 25.0),
+    "quantile": (0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 1.0),
     "clahe": (0.0, 0.002, 0.005, 0.01, 0.02, 0.05),
     "denoise": ("none", "tv", "bilateral", "nlm"),
     "strength": (0.01, 0.02, 0.035, 0.05, 0.08, 0.12, 0.2),
@@ -95,6 +99,9 @@ def brighten(x: np.ndarray, chain: Chain) -> np.ndarray:
             x = x ** (1 / np.log2(chain.factor))
         case "mean":
             x = with_gain(x, _root(lambda g: with_gain(x, g).mean() - chain.level, GAINS))
+        case "white":
+            white = np.quantile(x.max(-1), chain.quantile, keepdims=True)
+            x = with_gain(x, _root(lambda g: with_gain(white, g).item() - 0.999, GAINS))
         case "gamma mean":
             x = x ** (1 / _root(lambda g: (x ** (1 / g)).mean() - chain.level, GAINS))
     clip = chain.clahe or (0.01 if chain.brighten == "clahe" else 0)
@@ -186,7 +193,11 @@ def tune(pool: ProcessPoolExecutor, pairs: list[tuple[Path, Path]]) -> Iterator[
 
 
 def _matters(chain: Chain, name: str) -> bool:
-    wanted = {"level": ("mean", "gamma mean"), "factor": ("gain", "gamma")}
+    wanted = {
+        "level": ("mean", "gamma mean"),
+        "factor": ("gain", "gamma"),
+        "quantile": ("white",),
+    }
     if name == "strength":
         return chain.denoise != "none"
     return name not in wanted or chain.brighten in wanted[name]

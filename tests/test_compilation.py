@@ -35,6 +35,11 @@ def test_the_cache_is_where_the_environment_says(variables, folder, monkeypatch,
     assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / folder)
 
 
+def test_options_are_taken_where_xla_has_them() -> None:
+    assert all(compilation.known(*option) for option in compilation.CPU_OPTIONS.items())
+    assert not compilation.known("xla_cpu_never_heard_of", True)
+
+
 def test_a_cache_that_is_configured_stays(monkeypatch, tmp_path):
     configured = jax.config.values["jax_compilation_cache_dir"]
     monkeypatch.setenv(compilation.CACHE_VARIABLE, str(tmp_path))

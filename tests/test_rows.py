@@ -25,7 +25,7 @@ from zmar_jax.shares import STEP, Shares, most_shares
 
 TINY, FULL = PRESETS["tiny"], PRESETS["zmar_snflow"]
 # multiples of 8 that are not of 16 or 32: padded cells at level 3, stripes and shares that overlap
-SIZES = ((72, 56), (136, 40))
+SIZES = ((88, 56), (136, 40))
 
 
 @functools.cache
@@ -112,8 +112,10 @@ def test_gradients_in_stripes_are_those_of_the_whole(
 
 
 @pytest.mark.parametrize("height", [1, 14, 31, 80])
-def test_depthwise_gradients(height: int) -> None:
-    """Of any number of rows: the loop over rows against autodiff of shifted slices."""
+@pytest.mark.parametrize("on", [ops._dw3_gradients, ops._dw3_gradients_cpu])
+def test_depthwise_gradients(height: int, on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any number of rows, those of a CPU and of all else, against autodiff of shifted slices."""
+    monkeypatch.setattr(ops, "_dw3_gradients_cpu", on)
     rng = np.random.default_rng(height)
     x, kernel, dy = (
         jnp.asarray(rng.standard_normal(shape), jnp.float32)
@@ -134,9 +136,10 @@ def test_depthwise_gradients(height: int) -> None:
 
 
 def test_stripes_of_the_smallest_size_are_several() -> None:
-    assert stripe_rows((1, 72, 56, 8), 24, 1, 1) == 8
-    assert stripe_rows((1, 36, 28, 12), 24, 2, 1) == 12
-    assert stripe_rows((1, 72, 56, 8), 24, 1, None) == 72
+    assert stripe_rows((1, 88, 56, 8), 24, 1, 1) == 8
+    assert stripe_rows((1, 44, 28, 12), 24, 1, 1) == 8  # the last one overlaps
+    assert stripe_rows((1, 44, 28, 12), 24, 2, 1) == 11
+    assert stripe_rows((1, 88, 56, 8), 24, 1, None) == 88
 
 
 def split_programs(height: int, devices: int, stripe_bytes: int | None = None) -> Any:

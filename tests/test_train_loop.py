@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,12 +20,12 @@ import yaml
 from PIL import Image
 
 from zmar_jax import cli
-from zmar_jax.config import Config, DataConfig, ModelConfig, TrainConfig, to_dict
+from zmar_jax.config import Config, ConfigError, DataConfig, ModelConfig, TrainConfig, to_dict
 from zmar_jax.data.pipeline import Loader
 from zmar_jax.images import read_photo
 from zmar_jax.torch_port import read_state_dict
 from zmar_jax.train import TrainingError, loop, train
-from zmar_jax.weights import load_weights
+from zmar_jax.weights import load_weights, save_weights
 
 ROOT = Path(__file__).parents[1]
 STEPS = 6
@@ -178,6 +179,32 @@ def test_a_run_that_saved_nothing_may_begin_otherwise(config, tmp_path) -> None:
     assert train(changed(config, steps=1), tmp_path) == 1
 
 
+def test_a_run_begins_from_weights(config: Config, whole: Path, tmp_path: Path) -> None:
+    """Split over devices or not; and once begun it needs them no more."""
+    recipe = {"init": str(tmp_path / "weights"), "steps": 3, "checkpoint_every": 1}
+    save_weights(tmp_path / "weights", load_weights(whole))
+    runs = {fsdp: tmp_path / str(fsdp) for fsdp in (1, 2)}
+    for fsdp, run in runs.items():
+        train(changed(config, fsdp=fsdp, **recipe), run)
+    begun = leaves(runs[1], 1)
+    expected, _ = jax.tree.flatten_with_path(load_weights(whole).params)
+    for path, leaf in expected:
+        for part in ("params", "ema"):
+            name = f"['{part}']{jax.tree_util.keystr(path)}"
+            assert begun[name] == np.asarray(leaf).tobytes(), name
+    losses = [[r["loss"] for r in records(run) if "loss" in r] for run in runs.values()]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    shutil.rmtree(tmp_path / "weights")
+    assert train(changed(config, **recipe | {"steps": 4}), runs[1], accept_changes=True) == 4
+
+
+def test_weights_of_another_model_are_no_beginning(config: Config, whole: Path, tmp_path) -> None:
+    wider = dataclasses.replace(config.model, flow_hidden=6)
+    other = dataclasses.replace(changed(config, init=str(whole)), model=wider)
+    with pytest.raises(ConfigError, match=rf"{whole}: .* \(flow_hidden: 4, not 6\)"):
+        train(other, tmp_path / "run")
+
+
 def test_a_poisoned_batch_changes_nothing_but_counters(config, tmp_path, monkeypatch) -> None:
     poison(monkeypatch, {4})
     assert train(changed(config, checkpoint_every=1), tmp_path) == STEPS
@@ -284,18 +311,36 @@ def test_sigterm_saves_and_ends_well(yaml_file: Path, tmp_path: Path) -> None:
     assert max(saved) >= records(workdir)[-1]["step"] > 1
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one(yaml_file: Path, whole: Path, tmp_path: Path) -> None:
-    """The command on two hosts; only the first has valid pictures in its last validation batch."""
+def two_processes(yaml_file: Path, workdir: Path, *settings: str) -> list[subprocess.Popen[str]]:
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
     joined = ["--coordinator", f"localhost:{port}", "--processes", "2", "--process"]
-    both = [start(yaml_file, tmp_path / "run", *joined, str(i)) for i in range(2)]
+    return [start(yaml_file, workdir, *settings, *joined, str(i)) for i in range(2)]
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(yaml_file: Path, whole: Path, tmp_path: Path) -> None:
+    """The command on two hosts; only the first has valid pictures in its last validation batch."""
+    both = two_processes(yaml_file, tmp_path / "run")
     errors = [process.communicate(timeout=600)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], errors
     assert "2 process(es)" in errors[0]
     losses = [[r["loss"] for r in records(w) if "loss" in r] for w in (tmp_path / "run", whole)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_begin_from_weights(yaml_file: Path, config, whole, tmp_path) -> None:
+    recipe = {"init": str(whole), "steps": 3}
+    train(changed(config, **recipe), tmp_path / "alone")
+    settings = [f"train.{key}={value}" for key, value in recipe.items()]
+    both = two_processes(yaml_file, tmp_path / "both", *settings)
+    errors = [process.communicate(timeout=600)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], errors
+    losses = [
+        [r["loss"] for r in records(tmp_path / run) if "loss" in r] for run in ("alone", "both")
+    ]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
 
 

@@ -85,7 +85,7 @@ def _is_checkpoint(path: Path) -> bool:
 def on_device(shapes: Any) -> Any:
     """The shapes, to be restored to this machine's first device."""
     # without a sharding, Orbax restores to the devices that the checkpoint was saved from
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
 
 

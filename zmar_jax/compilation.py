@@ -11,6 +11,11 @@ from typing import Any
 import jax
 
 CACHE_VARIABLE = "ZMAR_JAX_CACHE"
+CPU_OPTIONS = {
+    "xla_cpu_use_fusion_emitters": False,
+    "xla_cpu_experimental_ynn_fusion_type": "",
+    "xla_backend_optimization_level": 2,
+}
 STRIPE_BYTES = 24 << 20
 """What the encoder's wide layers work on at once on CPU, near the caches."""
 TRAINING_STRIPE_BYTES = 7 << 20
@@ -33,16 +38,16 @@ def jit(fn: Callable[..., Any], platform: str | None = None, **kwargs: Any) -> A
 def _options(backend: str) -> dict[str, Any]:
     if backend != "cpu":
         return {}
-    options = {
-        "xla_cpu_use_fusion_emitters": False,
-        "xla_cpu_experimental_ynn_fusion_type": "",
-        "xla_backend_optimization_level": 2,
-    }
+    return {name: value for name, value in CPU_OPTIONS.items() if known(name, value)}
+
+
+def known(option: str, value: Any) -> bool:
+    """Whether this XLA has the compiler option; where it has not, its own default will do."""
     try:
-        jax.jit(lambda: 0, compiler_options=options)()
+        jax.jit(lambda: 0, compiler_options={option: value})()
     except jax.errors.JaxRuntimeError:
-        return {}  # an XLA without one of these options: its own defaults will do
-    return options
+        return False
+    return True
 
 
 def stripe_bytes(platform: str | None = None, training: bool = False) -> int | None:

@@ -11,9 +11,9 @@ import numpy as np
 from zmar_jax.config import ConfigError, ModelConfig
 from zmar_jax.flow import invert_weights
 from zmar_jax.images import ImageError, Photo, pad_to_eights, read_photo, write_photo
+from zmar_jax.latents import Tally, latent
 from zmar_jax.memory import choose
 from zmar_jax.programs import Programs, make_programs, make_split_programs
-from zmar_jax.sampling import Tally, latent
 from zmar_jax.torch_port import WeightsError
 from zmar_jax.weights import BUNDLED, load_weights
 

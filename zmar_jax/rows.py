@@ -267,20 +267,21 @@ _differentiable.defvjp(_stripes_fwd, _stripes_bwd)
 
 WHOLE = Rows()
 LEAST_ROWS = 8
-"""Rows of a stripe for each row of its halo, at least."""
+"""Rows of a stripe for each row of its halo, with fewer of which most of the work is halo."""
 
 
 def stripe_rows(shape: tuple[int, ...], width: int, halo: int, stripe_bytes: int | None) -> int:
     """Rows of a stripe of [B, H, W, ...] whose `width` numbers a pixel take about `stripe_bytes`.
 
-    All of H where `stripe_bytes` is None, and never so few that most of the work is halo.
+    All of H where `stripe_bytes` is None. Else as few as that, but at least LEAST_ROWS for each
+    row of halo, from which only stripes that divide H may stay away, by a third at most or so.
     """
     b, h, w = shape[:3]
     if stripe_bytes is None:
         return h
     most = max(stripe_bytes // (4 * b * w * width), LEAST_ROWS * halo)
     least = math.ceil(h / most)
-    # stripes that divide the image need no masks; a quarter more of them is worth it
+    # stripes that divide the image need no masks; one or a quarter more of them is worth it
     even = (n for n in range(least, least + max(2, least // 4)) if h % n == 0)
     return math.ceil(h / next(even, least))
 

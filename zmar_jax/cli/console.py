@@ -73,11 +73,13 @@ def range_of(option: str, text: str) -> tuple[float, float]:
 
 
 def check_seed(seed: int) -> None:
+    """Raises UsageError where --seed is none."""
     if not 0 <= seed < 2**32:
         raise UsageError(f"--seed must be 0 or more and below 2**32, got {seed}")
 
 
 def check_sampling(heat: float, samples: int, seed: int) -> None:
+    """Raises UsageError where --heat, --samples or --seed are not what can be sampled."""
     if not 0 <= heat < math.inf:
         raise UsageError(f"--heat must be 0 or more, got {heat}")
     if samples < 1:

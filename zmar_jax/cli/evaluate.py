@@ -42,9 +42,9 @@ def evaluate(
 
     $ zmar-jax evaluate --data lol_v1 --checkpoint LOLv1_G.pth
 
-    $ zmar-jax evaluate --data my_pairs/ -c runs/nano -o evaluation --protocol rf
+    $ zmar-jax evaluate --data my_pairs/ -c runs/photos -o evaluation --protocol rf
 
-    $ zmar-jax evaluate --data builtin -c runs/nano --samples 8 --heat 0.5
+    $ zmar-jax evaluate --data builtin -c runs/photos --samples 8 --heat 0.5
 
     Args:
       data: A prepared benchmark, of which the test split is taken; a folder with subfolders low

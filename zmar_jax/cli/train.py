@@ -26,7 +26,7 @@ def train(
     pod or of a SLURM or Kubernetes job, where the hosts find each other; elsewhere name one with
     --coordinator. SIGTERM saves and ends with exit code 0.
 
-    $ zmar-jax train --config configs/photos_nano.yaml --workdir runs/nano
+    $ zmar-jax train --config configs/photos_nano.yaml --workdir runs/photos
 
     $ zmar-jax train --config configs/lol_v2_real.yaml --workdir runs/lol train.seed=1
 

@@ -18,6 +18,10 @@ class TrainConfig:
     """Batches read. As in the release, the first initialises the actnorms and does not train."""
     seed: int = bounded(0, 0, 2**32 - 1)
     """Of the initial weights and of the dequantisation noise; `data.seed` is the data's."""
+    init: str | None = None
+    """Weights to begin from, in any format that `zmar-jax restore` reads, a path from the folder
+    that `train` is started in; null draws them. The first batch then changes nothing, as trained
+    actnorms stay as they are."""
     learning_rate: float = bounded(2e-4, 0.0, 1.0)
     schedule: Literal["multistep", "cosine", "constant"] = "multistep"
     milestones: tuple[float, float, float, float] = bounded((0.5, 0.75, 0.9, 0.95), 0.0, 1.0)
@@ -62,6 +66,7 @@ class TrainConfig:
 
     def __post_init__(self):
         check_ranges(self)
+        require(self.init != "", "init must name weights, or be null to draw them")
         kinds = get_args(Remat)
         require(self.remat in kinds, f"remat must be one of {kinds}, got {self.remat!r}")
         require(

@@ -13,8 +13,8 @@ from jax.sharding import NamedSharding
 from zmar_jax import compilation, losses, ops, sharding
 from zmar_jax.flow import invert_weights
 from zmar_jax.images import pad_to_eights, turn
+from zmar_jax.latents import Tally, latent
 from zmar_jax.models import ZmarSNFlow
-from zmar_jax.sampling import Tally, latent
 from zmar_jax.torch_port import WeightsError
 from zmar_jax.weights import Weights
 

@@ -1,5 +1,6 @@
 """The whole model: the ZMAR encoder conditions SNFlow."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -23,9 +24,9 @@ class ZmarSNFlow(nn.Module):
     `lr` [B, H, W, 3] and `mask` [B, H, W, 1] come from `ops.network_input`; H and W are
     multiples of 8 and at least 16, else ValueError.
 
-    `stripe_bytes` changes no parameter and no result beyond rounding: with it, `encode`, `decode`
-    and `inverse` work on stripes of the image whose arrays take about that many bytes, to stay
-    within caches and memory. It is for restoring; gradients want the whole image at once.
+    `stripe_bytes` changes no parameter and no result beyond rounding: with it the encoder, and the
+    flow unless `remat` is set, work on stripes of the image whose arrays take about that many
+    bytes, to stay within caches and memory; so do the encoder's gradients.
     Neither does `remat`: gradients recompute the activations of every block and flow step
     (`blocks`), and the flow's steps even from what comes out of them (`reversible`).
     With `shares`, inside `jax.shard_map`, each device works on its share of the rows: `encode`
@@ -41,8 +42,10 @@ class ZmarSNFlow(nn.Module):
     def setup(self):
         rows = WHOLE if self.is_initializing() else Rows(self.stripe_bytes, self.shares)
         self.encoder = Encoder(self.config, rows, self.remat != "none")
-        # the flow's gradients are not in stripes: its layers are narrow
-        self.flow = SNFlow(self.config, self.remat, rows if self.remat == "none" else WHOLE)
+        if self.remat != "none":
+            # the flow's gradients are not in stripes: its layers are narrow
+            rows = dataclasses.replace(rows, stripe_bytes=None)
+        self.flow = SNFlow(self.config, self.remat, rows)
 
     def encode(self, lr: Array, mask: Array) -> dict[str, Array]:
         """The flow's conditions, each [B, H/s, W/s, 6 dim]: fea_up0 (s = 8), 1 (4), 2 (2)."""

@@ -1,5 +1,6 @@
 """The training loop: begins or resumes a run, steps, looks, saves."""
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -7,19 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
 from zmar_jax import sharding
-from zmar_jax.config import Config
+from zmar_jax.config import Config, ConfigError
 from zmar_jax.data.pipeline import Loader, make_loader
 from zmar_jax.run.checkpoints import RunCheckpoints
 from zmar_jax.run.log import RunLog, panel
 from zmar_jax.run.processes import agree
 from zmar_jax.run.stop import stop_signal
-from zmar_jax.state import TrainState, abstract_state, create_sharded_state
+from zmar_jax.state import TrainState, abstract_state, create_sharded_state, state_of
 from zmar_jax.train.step import Metrics, compile_steps, health
 from zmar_jax.validation import Validator
+from zmar_jax.weights import load_weights
 
 
 class TrainingError(ValueError):
@@ -41,7 +45,8 @@ def train(
       The number of steps done.
 
     Raises:
-      ValueError: bad data or configuration, a run that was begun with another configuration, a
+      ValueError: bad data or configuration, weights in `train.init` that are missing or of another
+        model, a run that was begun with another configuration, a
         disk that is full, or `max_bad_steps` steps in a row without a finite gradient.
     """
     mesh = sharding.make_mesh(config.train.fsdp)
@@ -52,12 +57,14 @@ def train(
         RunCheckpoints(workdir, config, console.print, accept_changes) as checkpoints,
     ):
         say = console.print if jax.process_index() == 0 else lambda _: None
+        state, data_state = _begin(config, mesh, checkpoints)
         loader = make_loader(
             config.data, "train", jax.process_index(), jax.process_count(), _decoding(say)
         )
         agree("training data", loader.fingerprint)
+        if data_state is not None:
+            loader.set_state(data_state)
         validator = Validator(config, mesh)
-        state = _begin(config, mesh, checkpoints, loader)
         start = int(state.step)
         say(_summary(config, mesh, state))
         if start >= config.train.steps:
@@ -97,7 +104,7 @@ class _Run:
         )
         self.step = int(state.step)
         self.rng = jax.random.fold_in(jax.random.key(config.train.seed), 1)
-        self.initialise, self.program = compile_steps(state, mesh)
+        self.initialise, self.step_program = compile_steps(state, mesh)
         self.health = sharding.jit(health, mesh)
         self.metrics: Metrics = {}
         self.bad_steps = int(state.bad_steps)
@@ -114,7 +121,7 @@ class _Run:
             before = self.metrics
             if not before:  # apart, or it would spoil the speed that the first log step shows
                 with self.log.timed("compiling"):
-                    self.train_step = self.program.compile(self.state, batch, self.rng)
+                    self.train_step = self.step_program.compile(self.state, batch, self.rng)
             self.state, self.metrics = self.train_step(self.state, batch, self.rng)
             self.step += 1
             # one step late: reading the last one's would leave the device idle
@@ -170,14 +177,30 @@ class _Run:
         )
 
 
-def _begin(config: Config, mesh: Mesh, checkpoints: RunCheckpoints, loader: Loader) -> TrainState:
-    """The state to go on from, and the loader put where it was."""
-    restored = checkpoints.restore_latest(abstract_state(config, mesh))
-    if restored:
-        _, state, data_state = restored
-        loader.set_state(data_state)
-        return state
-    return create_sharded_state(config, jax.random.key(config.train.seed), mesh)
+def _begin(config: Config, mesh: Mesh, checkpoints: RunCheckpoints) -> tuple[TrainState, Any]:
+    """The state to go on from, and the loader's, None where the run begins."""
+    if restored := checkpoints.restore_latest(abstract_state(config, mesh)):
+        return restored[1:]
+    if config.train.init is not None:
+        return _from_weights(config, mesh, config.train.init), None
+    return create_sharded_state(config, jax.random.key(config.train.seed), mesh), None
+
+
+def _from_weights(config: Config, mesh: Mesh, path: str) -> TrainState:
+    weights = load_weights(path)
+    agree(f"weights in {path}", weights.checksum)
+    like = abstract_state(config, mesh)
+    if jax.tree.map(jnp.shape, weights.params) != jax.tree.map(jnp.shape, like.params):
+        theirs, ours = dataclasses.asdict(weights.config), dataclasses.asdict(config.model)
+        differ = [f"{k}: {theirs[k]}, not {ours[k]}" for k in ours if theirs[k] != ours[k]]
+        raise ConfigError(
+            f"{path}: weights of another model than the section `model` of the configuration "
+            f"describes ({'; '.join(differ)}); change it, or train.init"
+        )
+    params = jax.tree.map(np.asarray, weights.params)
+    create = functools.partial(state_of, config, platform=sharding.platform(mesh))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
+    return sharding.jit(create, mesh, out_shardings=shardings)(params)
 
 
 def _summary(config: Config, mesh: Mesh, state: TrainState) -> str:
