@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("zmar_jax/**/*.py"))
 
 LAYERS = (
-    ("compilation", "config", "hlo", "losses", "images", "latents", "tpu"),
+    ("compilation", "config", "exposure", "hlo", "losses", "images", "latents", "tpu"),
     ("ops", "topology"),
     ("optimizer", "shares"),
     ("rows",),

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from zmar_jax.config import ConfigError, ModelConfig
+from zmar_jax.exposure import expose
 from zmar_jax.flow import invert_weights
 from zmar_jax.images import ImageError, Photo, pad_to_eights, read_photo, write_photo
 from zmar_jax.latents import Tally, latent
@@ -110,7 +111,7 @@ class Restorer:
         """
         _check(image, heat, seed, samples)
         height, width, _ = image.shape
-        padded = pad_to_eights(image)
+        padded = pad_to_eights(expose(image, self.config.white_point))
         programs = self.programs(*padded.shape[:2])
         conditions = programs.encode(self.variables, padded[None])
         coarsest = (padded.shape[0] // 8, padded.shape[1] // 8)

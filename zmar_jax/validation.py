@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from zmar_jax import compilation, ops, sharding
 from zmar_jax.config import Config
 from zmar_jax.data.pipeline import make_loader
+from zmar_jax.exposure import expose
 from zmar_jax.images import pad_to_eights
 from zmar_jax.metrics import score
 from zmar_jax.models import ZmarSNFlow
@@ -29,7 +30,7 @@ class Validator:
         processes = jax.process_count()
         data = dataclasses.replace(config.data, batch_size=mesh.size, workers=0)
         self._loader = make_loader(data, "val", jax.process_index(), processes)
-        self._mesh = mesh
+        self._mesh, self._white_point = mesh, config.model.white_point
 
         def restore(params: Any, low: jax.Array) -> jax.Array:
             lr, mask = ops.network_input(sharding.constrain(low, sharding.BATCH))
@@ -66,7 +67,7 @@ class Validator:
     def _local(self, params: Any, low: np.ndarray) -> np.ndarray:
         """This process's pictures restored, float32 in [0, 1]."""
         _, height, width, _ = low.shape
-        padded = pad_to_eights(low)
+        padded = pad_to_eights(np.stack([expose(picture, self._white_point) for picture in low]))
         out = self._restore(params, sharding.shard_batch({"low": padded}, self._mesh)["low"])
         shards = sorted(out.addressable_shards, key=lambda shard: shard.index[0].start or 0)
         restored = np.concatenate([np.asarray(shard.data) for shard in shards])

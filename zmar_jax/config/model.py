@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from zmar_jax.config.checks import check_ranges, require
+from zmar_jax.config.checks import bounded, check_ranges, require
 
 _POLICIES = ("float32", "bfloat16")
 
@@ -46,6 +46,9 @@ class ModelConfig:
     """Added to the standard deviation when actnorm is initialised from data."""
     quantization: int = 32
     """Dequantisation: x = gt + noise / quantization."""
+    white_point: float = bounded(0.0, 0.0, 1.0)
+    """Pictures are brightened until this share of their pixels is at most white, and seen so
+    (`zmar_jax.exposure`); 0, as published: they are seen as they are."""
     policy: Literal["float32", "bfloat16"] = "float32"
     """`float32` everywhere, or `bfloat16` in the encoder and the couplings' hidden layers only."""
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from zmar_jax.config import DarkenConfig
 from zmar_jax.data.hashing import Array, fold, normal_quantiles, top16
+from zmar_jax.exposure import to_linear, to_srgb
 
 WHITE = 65535
 """Linear light is counted in 1/65535 of white."""
@@ -71,13 +72,11 @@ class _Tables(NamedTuple):
 @functools.cache
 def _tables(config: DarkenConfig) -> _Tables:
     srgb, light = np.arange(256) / 255, np.arange(WHITE + 1) / WHITE
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-    encoded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
     deviation = np.sqrt(light / config.photons + config.read_noise**2)
     return _Tables(
         np.geomspace(*config.exposure, 65536).astype(np.float32),
         np.exp(config.colour_cast * normal_quantiles()).astype(np.float32),
-        (WHITE * linear).astype(np.float32),
+        (WHITE * to_linear(srgb)).astype(np.float32),
         (WHITE * deviation).astype(np.float32),
-        np.rint(255 * encoded).astype(np.uint8),
+        np.rint(255 * to_srgb(light)).astype(np.uint8),
     )

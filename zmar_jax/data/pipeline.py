@@ -26,6 +26,7 @@ from zmar_jax.data.errors import DataError
 from zmar_jax.data.hashing import id_seed
 from zmar_jax.data.masks import load_masks, lose_pixels
 from zmar_jax.data.pictures import Split, pictures
+from zmar_jax.exposure import apply_gain, gain, sample
 from zmar_jax.images import turn
 
 Batch = dict[str, np.ndarray]
@@ -38,6 +39,7 @@ def make_loader(
     process_index: int = 0,
     process_count: int = 1,
     progress: Progress = lambda done, total: None,
+    white_point: float = 0.0,
 ) -> "Loader":
     """Batches of this host: its `batch_size / process_count` rows of each global batch.
 
@@ -46,6 +48,7 @@ def make_loader(
 
     Args:
       progress: called while pictures are decoded, which happens once.
+      white_point: of the model (`ModelConfig`): what crops are exposed to, by their whole picture.
 
     Raises:
       DataError: a dataset that is missing, unreadable or smaller than the crop, or hosts that do
@@ -59,7 +62,7 @@ def make_loader(
     cache = open_cache(pictures(config, split), config.data_dir, smallest, progress)
     rows = config.batch_size // process_count
     mine = slice(process_index * rows, (process_index + 1) * rows)
-    examples = Examples(config, cache, load_masks(config.masks))
+    examples = Examples(config, cache, load_masks(config.masks), white_point)
     if split == "train":
         return Loader(TrainBatches(examples, mine), config.workers)
     return Loader(EvalBatches(examples, mine), config.workers)
@@ -126,6 +129,7 @@ class Examples:
     cache: PixelCache
     masks: tuple[np.ndarray, ...]
     """Of a folder, if the configuration names one."""
+    white_point: float = 0.0
 
     def crop(self, i: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A random crop of picture i and its ground truth (SPEC section 7)."""
@@ -134,6 +138,8 @@ class Examples:
         top, left = (int(rng.integers(n - size + 1)) for n in (height, width))
         seed = int(rng.integers(2**32))
         low, gt = self._window(i, seed, (top, left, size, size))
+        if self.white_point:
+            low = apply_gain(low, self._gain(i, seed))
         turns, mirror = _flip(self.config.flip, rng)
         return turn(low, turns, mirror), turn(gt, turns, mirror)
 
@@ -141,6 +147,15 @@ class Examples:
         """Picture i and its ground truth; always the same, by its id and the seed."""
         seed = id_seed(self.config.seed, self.cache.ids[i])
         return self._window(i, seed, (0, 0, *self.cache.sizes[i]))
+
+    def _gain(self, i: int, seed: int) -> float:
+        """What exposes picture i with this seed; of the noise, another draw."""
+        picture = sample(self.cache.picture(i, self.cache.roles[0]))
+        return gain(self._dark(picture, seed), self.white_point)
+
+    def _dark(self, picture: np.ndarray, seed: int) -> np.ndarray:
+        clean = self.cache.roles == ("gt",)
+        return darken(picture, seed, self.config.darken) if clean else picture
 
     def _window(
         self, i: int, seed: int, window: tuple[int, int, int, int]
@@ -150,8 +165,7 @@ class Examples:
             self.cache.picture(i, role)[top : top + height, left : left + width]
             for role in (self.cache.roles[0], "gt")
         )
-        if self.cache.roles == ("gt",):
-            low = darken(low, seed, self.config.darken)
+        low = self._dark(low, seed)
         size, masks = self.cache.sizes[i], self.config.masks
         return lose_pixels(low, seed, size, window, masks, self.masks), np.asarray(gt)
 

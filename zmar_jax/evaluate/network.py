@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from zmar_jax import compilation, losses, ops, sharding
+from zmar_jax.exposure import expose
 from zmar_jax.flow import invert_weights
 from zmar_jax.images import pad_to_eights, turn
 from zmar_jax.latents import Tally, latent
@@ -73,7 +74,7 @@ class Network:
             raise WeightsError(f"an invconv.weight is singular ({e}); use other weights") from e
         self._variables = jax.device_put(variables, NamedSharding(mesh, sharding.REPLICATED))
         self._compiled: dict[Any, Any] = {}
-        quantization = weights.config.quantization
+        quantization, self._white_point = weights.config.quantization, weights.config.white_point
 
         def encode(variables: Any, low: Array) -> Any:
             low = sharding.constrain(low, sharding.BATCH)
@@ -107,7 +108,8 @@ class Network:
 
     def encode(self, lows: Pictures) -> Any:
         """The flow's conditions, of a whole batch."""
-        return self._run(self._encode, self._variables, self._batch(lows))
+        exposed = [expose(low, self._white_point) for low in lows]
+        return self._run(self._encode, self._variables, self._batch(exposed))
 
     def restore(
         self, lows: Pictures, sampling: Sampling, conditions: Any

@@ -6,6 +6,7 @@ from zmar_jax.torch_port.files import weights_format as weights_format
 from zmar_jax.torch_port.files import write_pth as write_pth
 from zmar_jax.torch_port.files import write_safetensors as write_safetensors
 from zmar_jax.torch_port.keys import key_table as key_table
+from zmar_jax.torch_port.port import WHITE_POINT as WHITE_POINT
 from zmar_jax.torch_port.port import infer_config as infer_config
 from zmar_jax.torch_port.port import params_checksum as params_checksum
 from zmar_jax.torch_port.port import to_params as to_params

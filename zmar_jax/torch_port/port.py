@@ -17,6 +17,8 @@ from zmar_jax.torch_port.files import WeightsError
 from zmar_jax.torch_port.keys import Entry, Layout, key_table
 
 StateDict = Mapping[str, np.ndarray]
+WHITE_POINT = "white_point"
+"""A float32 [1] beside the published keys: `ModelConfig.white_point`, where it is not zero."""
 
 
 def infer_config(state_dict: StateDict) -> ModelConfig:
@@ -48,6 +50,7 @@ def infer_config(state_dict: StateDict) -> ModelConfig:
                 for level, heads in zip(levels, default.heads, strict=True)
             ),
             ffn_expansion=_expansion(shapes, default.ffn_expansion),
+            white_point=_white_point(state_dict),
             mask_attention=any(".mask." in key for key in shapes),
             flow_steps=couplings // 3,
             flow_additional_steps=(steps - couplings) // 3,
@@ -59,6 +62,13 @@ def infer_config(state_dict: StateDict) -> ModelConfig:
         )
     except ConfigError as e:
         raise WeightsError(f"no model has the shapes of this state dict: {e}") from e
+
+
+def _white_point(state_dict: StateDict) -> float:
+    value = state_dict.get(WHITE_POINT, np.zeros(1))
+    if value.shape != (1,):
+        raise WeightsError(f"misshapen {WHITE_POINT}: expected (1,), got {value.shape}")
+    return round(float(value[0]), 6)
 
 
 def _four(values: Any) -> tuple[int, int, int, int]:
@@ -100,7 +110,7 @@ def check(state_dict: StateDict, config: ModelConfig) -> list[Entry]:
       WeightsError: lists every missing, unexpected, misshapen or non-finite key.
     """
     table = key_table(config)
-    known = {entry.key for entry in table}
+    known = {WHITE_POINT, *(entry.key for entry in table)}
     problems = [f"unexpected {key}" for key in state_dict if key not in known]
     for entry in table:
         if entry.key not in state_dict:
@@ -142,6 +152,8 @@ def to_params(state_dict: StateDict, config: ModelConfig) -> dict[str, Any]:
 def to_state_dict(params: Mapping[str, Any], config: ModelConfig) -> dict[str, np.ndarray]:
     """All published tensors, float32 in PyTorch layout; loads strictly in PyTorch.
 
+    A `WHITE_POINT` beside them makes strict loading fail: the release cannot run such a model.
+
     What the model never uses gets its initial values, the same at every call.
 
     Raises:
@@ -156,7 +168,10 @@ def to_state_dict(params: Mapping[str, Any], config: ModelConfig) -> dict[str, n
     ]
     if wrong:
         raise WeightsError(f"params do not fit the config at: {', '.join(sorted(wrong))}")
-    return {entry.key: _published(entry, leaves) for entry in key_table(config)}
+    tensors = {entry.key: _published(entry, leaves) for entry in key_table(config)}
+    if config.white_point:
+        tensors[WHITE_POINT] = np.float32([config.white_point])
+    return tensors
 
 
 def _published(entry: Entry, leaves: Mapping[tuple[str, ...], np.ndarray]) -> np.ndarray:

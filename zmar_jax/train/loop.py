@@ -59,8 +59,13 @@ def train(
         say = console.print if jax.process_index() == 0 else lambda _: None
         state, data_state = _begin(config, mesh, checkpoints)
         loader = make_loader(
-            config.data, "train", jax.process_index(), jax.process_count(), _decoding(say)
-        )
+            config.data,
+                "train",
+                jax.process_index(),
+                jax.process_count(),
+                _decoding(say),
+                config.model.white_point,
+            )
         agree("training data", loader.fingerprint)
         if data_state is not None:
             loader.set_state(data_state)

@@ -109,7 +109,11 @@ def save_weights(
     state_dict = torch_port.to_state_dict(weights.params, weights.config)
     if compact:
         used = {entry.key for entry in torch_port.key_table(weights.config) if entry.parts}
-        state_dict = {k: a.astype(np.float16) for k, a in state_dict.items() if k in used}
+        state_dict = {
+            k: a.astype(np.float16) if k in used else a
+            for k, a in state_dict.items()
+            if k in used or k == torch_port.WHITE_POINT
+        }
     if to == "safetensors":
         torch_port.write_safetensors(path, state_dict, {"format": "pt"})
     else:

@@ -1,0 +1,64 @@
+"""Dark pictures brightened until their brightest pixels are white, before a model sees them.
+
+Not in the paper. Training sees crops, and a crop does not show how bright its picture can get; so
+the whole picture is measured, and the model need not guess the exposure.
+"""
+
+import numpy as np
+
+SAMPLE = 1 << 18
+"""Pixels of a picture that are measured, at most, on a regular grid."""
+
+
+def expose(image: np.ndarray, white_point: float) -> np.ndarray:
+    """The whole picture, exposed as a model with this `ModelConfig.white_point` expects it.
+
+    Args:
+      image: uint8 or uint16 [H, W, 3] RGB.
+      white_point: as of `gain`; 0 leaves the picture as it is.
+
+    Returns:
+      The same shape and dtype. Zeros, and only these, are zero.
+    """
+    return apply_gain(image, gain(image, white_point)) if white_point else image
+
+
+def gain(image: np.ndarray, white_point: float) -> float:
+    """The factor on linear light that makes the picture's white point white.
+
+    Args:
+      image: uint8 or uint16 [H, W, 3] RGB; pixels that are zero are lost and do not count.
+      white_point: share of the pixels whose brightest channel is at most at the white point, up
+        to 1.
+    """
+    brightest = sample(image).max(-1)
+    alive = brightest[brightest > 0]
+    if not alive.size:
+        return 1.0
+    full = np.iinfo(image.dtype).max
+    return float(1 / to_linear(np.quantile(alive, white_point) / full))
+
+
+def apply_gain(image: np.ndarray, factor: float) -> np.ndarray:
+    """uint8 or uint16 sRGB times a factor on its linear light; zeros, and only these, are zero."""
+    full = np.iinfo(image.dtype).max
+    values = np.arange(full + 1)
+    bright = np.rint(full * to_srgb(np.minimum(factor * to_linear(values / full), 1)))
+    return np.maximum(bright, values > 0).astype(image.dtype)[image]
+
+
+def sample(image: np.ndarray) -> np.ndarray:
+    """The pixels on a regular grid of at most about `SAMPLE`."""
+    height, width = image.shape[:2]
+    stride = int(np.ceil(np.sqrt(height * width / SAMPLE)))
+    return image[::stride, ::stride]
+
+
+def to_linear(srgb: np.ndarray) -> np.ndarray:
+    """Linear light of sRGB values, both in [0, 1]."""
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def to_srgb(light: np.ndarray) -> np.ndarray:
+    """sRGB values of linear light, both in [0, 1]."""
+    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
