@@ -85,7 +85,7 @@ def test_every_format_of_weights_keeps_the_white_point(tmp_path: Path) -> None:
     with pytest.raises(torch_port.WeightsError, match="misshapen white_point"):
         torch_port.infer_config({**state, "white_point": np.zeros(2, np.float32)})
     with pytest.raises(torch_port.WeightsError, match="white_point must be from 0"):
-        torch_port.infer_config({**state, "white_point": np.float32([2])})
+        torch_port.infer_config({**state, "white_point": np.full(1, 2, np.float32)})
 
 
 def test_restoring_sees_the_brightened_picture() -> None:

@@ -88,7 +88,7 @@ def save_all(workdir: Path, psnrs: dict[int, float | None], config: Config = CON
 
 
 def names(path: Path) -> list[str]:
-    return sorted(p.name for p in path.iterdir())
+    return sorted(p.name for p in path.iterdir() if p.name != ".lock")
 
 
 # What is saved comes back.
@@ -132,7 +132,15 @@ def test_an_empty_workdir(tmp_path: Path) -> None:
     with run(tmp_path / "a" / "b") as (checkpoints, _):
         assert checkpoints.latest_good is None
         assert checkpoints.restore_latest(abstract()) is None
-        assert checkpoints.restore_best(abstract()) is None
+
+
+def test_a_second_training_is_kept_out(tmp_path: Path) -> None:
+    with run(tmp_path) as (checkpoints, _):
+        with pytest.raises(CheckpointError, match="another training is writing this run"):
+            RunCheckpoints(tmp_path, CONFIG, print)
+        checkpoints.save(1, state_at(1), {"at": 1})
+    with run(tmp_path) as (checkpoints, _):
+        assert checkpoints.restore_latest(abstract())
 
 
 def test_a_step_is_saved_once(tmp_path: Path) -> None:
@@ -163,11 +171,10 @@ def test_the_newest_and_the_best_are_kept_over_restarts(tmp_path: Path) -> None:
     save_all(tmp_path, {5: 29.0, 6: None, 7: None})
     assert names(kept) == ["2", "6", "7"]
     with run(tmp_path) as (checkpoints, _):
-        best, latest = checkpoints.restore_best(abstract()), checkpoints.restore_latest(abstract())
-    assert best is not None
+        latest = checkpoints.restore_latest(abstract())
     assert latest is not None
-    assert (best[0], latest[0]) == (2, 7)
-    assert bits(best[1]) == bits(state_at(2))
+    assert latest[0] == 7
+    assert next(iter(folder.best_first(kept, folder.steps(kept)))) == 2
     save_all(tmp_path, {8: 31.0})
     assert names(kept) == ["7", "8"]
 
@@ -179,11 +186,10 @@ def test_no_number_is_never_the_best(tmp_path: Path) -> None:
 
 def test_without_validation_the_newest_is_the_best(tmp_path: Path) -> None:
     save_all(tmp_path, {1: None, 2: None})
+    kept = tmp_path / "checkpoints"
+    assert next(iter(folder.best_first(kept, folder.steps(kept)))) == 2
     with run(tmp_path) as (checkpoints, _):
-        best = checkpoints.restore_best(abstract())
-        assert checkpoints.latest_good == tmp_path / "checkpoints" / "2"
-    assert best is not None
-    assert best[0] == 2
+        assert checkpoints.latest_good == kept / "2"
 
 
 # Damage.
@@ -256,19 +262,6 @@ def test_when_all_are_damaged_nothing_is_touched(healthy: Path, tmp_path: Path, 
         checkpoints.restore_latest(abstract())
     assert names(workdir) == ["checkpoints", "config.yaml"]
     assert names(workdir / "checkpoints") == ["1", "2"]
-
-
-def test_a_damaged_best_falls_back_to_the_newest(tmp_path: Path) -> None:
-    save_all(tmp_path, {1: 30.0, 2: 20.0, 3: None})
-    DAMAGE["cut short"](tmp_path / "checkpoints" / "1")
-    with run(tmp_path) as (checkpoints, warnings):
-        best = checkpoints.restore_best(abstract())
-    assert best is not None
-    assert best[0] == 3
-    (warning,) = warnings
-    assert "checkpoints/1: damaged (state/" in warning
-    assert warning.endswith("step 3 is used")
-    assert names(tmp_path / "checkpoints") == ["1", "2", "3"]
 
 
 @pytest.mark.parametrize("left", ["metrics", folder.DIGESTS, "state", ""])

@@ -89,7 +89,8 @@ def on_device(shapes: Any) -> Any:
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """An error of Orbax or TensorStore in one short line."""
     text = " ".join(str(error).split()).partition("[tensorstore_spec")[0]
-    return f"{type(error).__name__}: {text[:300]}"
+    first = f", after {brief(error.__context__)}" if error.__context__ else ""
+    return f"{type(error).__name__}: {text[:300]}{first}"

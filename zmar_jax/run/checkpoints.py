@@ -5,6 +5,7 @@ import errno
 import logging
 import math
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 import yaml
+from filelock import FileLock, Timeout
 
 from zmar_jax.checkpoint import CheckpointError, brief
 from zmar_jax.config import Config, from_dict, load_config, to_dict
@@ -56,7 +58,8 @@ class RunCheckpoints:
 
         Raises:
           CheckpointError: the run was begun with another configuration (the message lists what
-            differs beyond `HARMLESS`), all its checkpoints are damaged, or it cannot be written.
+            differs beyond `HARMLESS`), all its checkpoints are damaged, it cannot be written, or
+            another training writes it.
           ConfigError: the run's `config.yaml` cannot be read.
         """
         self.workdir = Path(workdir).absolute()
@@ -68,6 +71,15 @@ class RunCheckpoints:
         # Orbax logs whole tracebacks of the errors that are raised here as one line.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._accept_changes = accept_changes
+        self._lock = FileLock(self.workdir / ".lock")
+        self._keep_out_others()
+        try:
+            self._manager = self._begin()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _begin(self) -> ocp.CheckpointManager:
         known = self.workdir / "config.yaml"
         # a run that has saved nothing has nothing that another configuration could spoil
         if known.exists() and folder.steps(self.folder):
@@ -75,15 +87,14 @@ class RunCheckpoints:
         barrier("config")
         with self._writing(known):
             if primary():
-                self.folder.mkdir(parents=True, exist_ok=True)
-                folder.write_whole(known, yaml.safe_dump(to_dict(config), sort_keys=False))
+                folder.write_whole(known, yaml.safe_dump(to_dict(self._config), sort_keys=False))
         barrier("folder")
         found = folder.steps(self.folder)
         damaged = {step: p for step in found if (p := self._damage(step, folder.metrics_damage))}
         if damaged and len(damaged) == len(found):
             raise self._all_damaged(damaged)
         self._set_aside(damaged)
-        self._manager = self._open()
+        return self._open()
 
     @property
     def latest_good(self) -> Path | None:
@@ -160,14 +171,6 @@ class RunCheckpoints:
         self._manager.reload()
         return restored
 
-    def restore_best(self, abstract_state: State) -> tuple[int, State, Any] | None:
-        """As `restore_latest`, but the best by validation PSNR, and nothing is moved."""
-        self.wait()
-        step, damaged = self._choose(folder.best_first(self.folder, self._manager.all_steps()))
-        for other, problem in damaged.items():
-            self._warn(f"{self.folder / str(other)}: damaged ({problem}); step {step} is used")
-        return None if step is None else self._read(step, abstract_state)
-
     def close(self) -> None:
         """Waits for what is being saved, and ends the threads.
 
@@ -178,12 +181,32 @@ class RunCheckpoints:
             self.wait()
         finally:
             self._manager.close()
+            self._lock.release()
 
     def __enter__(self) -> "RunCheckpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _keep_out_others(self) -> None:
+        """Until closed, or the process ends: each would remove what the other is about to save."""
+
+        def lock() -> str:
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self._lock.acquire(timeout=0)
+            except Timeout:
+                return "taken"
+            return ""
+
+        with self._writing(self.workdir):
+            taken = from_primary(lock)
+        if taken:
+            raise CheckpointError(
+                f"{self.workdir}: another training is writing this run; wait until it has ended, "
+                "or choose another --workdir"
+            )
 
     def _open(self) -> ocp.CheckpointManager:
         def psnr(metrics: Any) -> float:
@@ -240,7 +263,11 @@ class RunCheckpoints:
             with contextlib.suppress(Exception):  # of the threads that failed with the first
                 self._manager.close()
         if primary():
-            shutil.rmtree(self._temporary(), ignore_errors=True)
+            for _ in range(100):  # what is still being written by threads of TensorStore
+                shutil.rmtree(self._temporary(), ignore_errors=True)
+                if not self._temporary().exists():
+                    break
+                time.sleep(0.1)
         if alone:
             self._manager = self._open()
 

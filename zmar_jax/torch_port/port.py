@@ -170,7 +170,7 @@ def to_state_dict(params: Mapping[str, Any], config: ModelConfig) -> dict[str, n
         raise WeightsError(f"params do not fit the config at: {', '.join(sorted(wrong))}")
     tensors = {entry.key: _published(entry, leaves) for entry in key_table(config)}
     if config.white_point:
-        tensors[WHITE_POINT] = np.float32([config.white_point])
+        tensors[WHITE_POINT] = np.array([config.white_point], np.float32)
     return tensors
 
 

@@ -60,12 +60,12 @@ def train(
         state, data_state = _begin(config, mesh, checkpoints)
         loader = make_loader(
             config.data,
-                "train",
-                jax.process_index(),
-                jax.process_count(),
-                _decoding(say),
-                config.model.white_point,
-            )
+            "train",
+            jax.process_index(),
+            jax.process_count(),
+            _decoding(say),
+            config.model.white_point,
+        )
         agree("training data", loader.fingerprint)
         if data_state is not None:
             loader.set_state(data_state)
