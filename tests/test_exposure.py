@@ -13,10 +13,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from zmar_jax import torch_port
-from zmar_jax.config import PRESETS, Config, DataConfig, TrainConfig
+from zmar_jax.config import (
+    PRESETS,
+    Config,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    TrainConfig,
+    from_dict,
+    to_dict,
+)
 from zmar_jax.data.pipeline import make_loader
 from zmar_jax.evaluate.network import Network, Sampling
 from zmar_jax.exposure import apply_gain, expose, gain
+from zmar_jax.images import turn
 from zmar_jax.restore import Restorer
 from zmar_jax.sharding import make_mesh
 from zmar_jax.validation import Validator
@@ -63,9 +73,19 @@ def test_light_is_multiplied_and_lost_pixels_do_not_count() -> None:
     image[0, 0] = 128
     image[0, 1] = 64
     assert gain(image, 1.0) == pytest.approx(1 / 0.21586, rel=1e-4)
-    assert gain(image, 0.0) == pytest.approx(1 / 0.05127, rel=1e-3)
+    assert gain(image, 0.5) == pytest.approx(1 / 0.05127, rel=1e-3)
     assert apply_gain(image, 2.0)[0, 0].tolist() == [176] * 3
     assert expose(image, 0.0001).max() == 255
+
+
+@pytest.mark.parametrize("size", [(24, 33), (600, 901)])
+def test_a_turned_picture_is_exposed_alike(size: tuple[int, int]) -> None:
+    low = dark_picture(*size)
+    low[-1, -1, 1] = 200  # one pixel alone is white
+    expected = gain(low, 1.0)
+    for turns in range(4):
+        for mirror in (False, True):
+            assert gain(turn(low, turns, mirror), 1.0) == expected
 
 
 def test_the_gain_undoes_the_exposure() -> None:
@@ -86,6 +106,14 @@ def test_every_format_of_weights_keeps_the_white_point(tmp_path: Path) -> None:
         torch_port.infer_config({**state, "white_point": np.zeros(2, np.float32)})
     with pytest.raises(torch_port.WeightsError, match="white_point must be from 0"):
         torch_port.infer_config({**state, "white_point": np.full(1, 2, np.float32)})
+    with pytest.raises(ConfigError, match="at most 6 decimals"):
+        ModelConfig(white_point=0.9999999)
+
+
+def test_configurations_from_before_have_none() -> None:
+    before = to_dict(Config())
+    del before["model"]["white_point"]
+    assert from_dict(Config, before, "config.yaml") == Config()
 
 
 def test_restoring_sees_the_brightened_picture() -> None:

@@ -180,11 +180,16 @@ def test_a_run_that_saved_nothing_may_begin_otherwise(config, tmp_path) -> None:
 
 
 @pytest.mark.parametrize("fsdp", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_run_begins_from_weights(config: Config, whole: Path, tmp_path: Path, fsdp: int) -> None:
+def test_a_run_begins_from_weights(
+    config: Config, whole: Path, tmp_path: Path, fsdp: int, capsys
+) -> None:
     """They are those after the first step, which only initialises; later starts need them not."""
-    save_weights(tmp_path / "weights", load_weights(whole))
+    weights = load_weights(whole)
+    exposed = dataclasses.replace(weights.config, white_point=1.0)
+    save_weights(tmp_path / "weights", dataclasses.replace(weights, config=exposed))
     begun = changed(config, init=str(tmp_path / "weights"), steps=1, fsdp=fsdp)
     train(begun, tmp_path / "run")
+    assert "saw pictures with white_point 1.0, this run has 0.0" in capsys.readouterr().err
     found = leaves(tmp_path / "run", 1)
     expected, _ = jax.tree.flatten_with_path(load_weights(whole).params)
     for path, leaf in expected:

@@ -89,8 +89,7 @@ def on_device(shapes: Any) -> Any:
     return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes)
 
 
-def brief(error: BaseException) -> str:
+def brief(error: Exception) -> str:
     """An error of Orbax or TensorStore in one short line."""
     text = " ".join(str(error).split()).partition("[tensorstore_spec")[0]
-    first = f", after {brief(error.__context__)}" if error.__context__ else ""
-    return f"{type(error).__name__}: {text[:300]}{first}"
+    return f"{type(error).__name__}: {text[:300]}"

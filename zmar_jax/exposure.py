@@ -7,11 +7,11 @@ the whole picture is measured, and the model need not guess the exposure.
 import numpy as np
 
 SAMPLE = 1 << 18
-"""Pixels of a picture that are measured, at most, on a regular grid."""
+"""Pixels that `sample` leaves, at most."""
 
 
 def expose(image: np.ndarray, white_point: float) -> np.ndarray:
-    """The whole picture, exposed as a model with this `ModelConfig.white_point` expects it.
+    """The whole picture, as a model with this `ModelConfig.white_point` is to see it.
 
     Args:
       image: uint8 or uint16 [H, W, 3] RGB.
@@ -28,19 +28,30 @@ def gain(image: np.ndarray, white_point: float) -> float:
 
     Args:
       image: uint8 or uint16 [H, W, 3] RGB; pixels that are zero are lost and do not count.
-      white_point: share of the pixels whose brightest channel is at most at the white point, up
-        to 1.
+      white_point: in (0, 1], the share of the pixels whose brightest channel is at most at the
+        white point.
+
+    Returns:
+      1 or more; 1 where all pixels are lost.
     """
-    brightest = sample(image).max(-1)
-    alive = brightest[brightest > 0]
-    if not alive.size:
-        return 1.0
     full = np.iinfo(image.dtype).max
-    return float(1 / to_linear(np.quantile(alive, white_point) / full))
+    brightest = np.maximum(np.maximum(image[..., 0], image[..., 1]), image[..., 2])
+    counts = np.bincount(brightest.ravel(), minlength=full + 1)
+    counts[0] = 0
+    up_to = np.cumsum(counts)
+    white = np.searchsorted(up_to, white_point * up_to[-1])
+    return float(1 / to_linear(white / full)) if up_to[-1] else 1.0
 
 
 def apply_gain(image: np.ndarray, factor: float) -> np.ndarray:
-    """uint8 or uint16 sRGB times a factor on its linear light; zeros, and only these, are zero."""
+    """The picture with its linear light times a factor, and clipped.
+
+    Args:
+      image: uint8 or uint16 [..., 3] RGB.
+
+    Returns:
+      The same shape and dtype. Zeros, and only these, are zero.
+    """
     full = np.iinfo(image.dtype).max
     values = np.arange(full + 1)
     bright = np.rint(full * to_srgb(np.minimum(factor * to_linear(values / full), 1)))
@@ -48,7 +59,7 @@ def apply_gain(image: np.ndarray, factor: float) -> np.ndarray:
 
 
 def sample(image: np.ndarray) -> np.ndarray:
-    """The pixels on a regular grid of at most about `SAMPLE`."""
+    """The pixels [h, w, 3] of [H, W, 3] on a regular grid, `SAMPLE` at most or all."""
     height, width = image.shape[:2]
     stride = int(np.ceil(np.sqrt(height * width / SAMPLE)))
     return image[::stride, ::stride]

@@ -37,13 +37,16 @@ class DataBenchmark:
     shares: dict[str, float]
 
 
-def benchmark_data(config: DataConfig, seconds: float) -> DataBenchmark:
+def benchmark_data(config: DataConfig, seconds: float, white_point: float = 0.0) -> DataBenchmark:
     """Loads training batches for about `seconds`, then times the steps of single crops.
+
+    Args:
+      white_point: as of `make_loader`.
 
     Raises:
       DataError: as `make_loader`.
     """
-    loader = make_loader(config, "train")
+    loader = make_loader(config, "train", white_point=white_point)
     for _ in range(2 * config.workers + 2):  # the workers start, and fill their buffers
         next(loader)
     batches, start = 0, time.perf_counter()
@@ -63,7 +66,7 @@ def benchmark_data(config: DataConfig, seconds: float) -> DataBenchmark:
         per_worker=speed / max(config.workers, 1),
         decode_ms=1000 * decode,
         cache_bytes=os.path.getsize(Path(cache.folder) / "pixels.bin"),
-        shares=_shares(Examples(config, cache, load_masks(config.masks))),
+        shares=_shares(Examples(config, cache, load_masks(config.masks), white_point)),
     )
 
 
@@ -82,8 +85,10 @@ def _shares(examples: Examples, count: int = 100) -> dict[str, float]:
             i, cache.sizes[i % len(cache)], config.masks, examples.masks, window
         ),
     }
-    if cache.roles == ("gt",):
+    if examples.darkens:
         parts["darkening"] = lambda i: darken(crop, i, config.darken)
+    if examples.white_point:
+        parts["white point"] = lambda i: examples.gain_of(i % len(cache), i)
     whole = _seconds(lambda i: examples.crop(i % len(cache), np.random.default_rng(i)), count)
     return {name: _seconds(part, count) / whole for name, part in parts.items()}
 

@@ -138,7 +138,7 @@ def data(
     if not 0 < seconds < 1e6:
         raise UsageError(f"--seconds must be above 0, got {seconds}")
     run = override(load_config(config) if config else Config(), settings)
-    result = benchmark_data(run.data, seconds)
+    result = benchmark_data(run.data, seconds, run.model.white_point)
     if json_output:
         _print_json("data", result)
         return

@@ -57,6 +57,10 @@ class ModelConfig:
         for name in ("layer_norm_eps", "scale_eps", "actnorm_eps"):
             require(getattr(self, name) >= 0, f"{name} must not be negative")
         require(0 <= self.mask_threshold <= 1, "mask_threshold must be between 0 and 1")
+        require(
+            self.white_point == round(self.white_point, 6),
+            f"white_point must have at most 6 decimals, got {self.white_point}",
+        )
         require(self.dim % 2 == 0, f"dim must be even, got {self.dim}")
         require(self.hidden(self.dim) >= 1, f"ffn_expansion {self.ffn_expansion} is too small")
         for level, heads in enumerate(self.heads):

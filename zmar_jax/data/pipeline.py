@@ -131,6 +131,11 @@ class Examples:
     """Of a folder, if the configuration names one."""
     white_point: float = 0.0
 
+    @property
+    def darkens(self) -> bool:
+        """Whether the pictures are clean photographs."""
+        return self.cache.roles == ("gt",)
+
     def crop(self, i: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A random crop of picture i and its ground truth (SPEC section 7)."""
         height, width = self.cache.sizes[i]
@@ -139,7 +144,7 @@ class Examples:
         seed = int(rng.integers(2**32))
         low, gt = self._window(i, seed, (top, left, size, size))
         if self.white_point:
-            low = apply_gain(low, self._gain(i, seed))
+            low = apply_gain(low, self.gain_of(i, seed))
         turns, mirror = _flip(self.config.flip, rng)
         return turn(low, turns, mirror), turn(gt, turns, mirror)
 
@@ -148,14 +153,12 @@ class Examples:
         seed = id_seed(self.config.seed, self.cache.ids[i])
         return self._window(i, seed, (0, 0, *self.cache.sizes[i]))
 
-    def _gain(self, i: int, seed: int) -> float:
+    def gain_of(self, i: int, seed: int) -> float:
         """What exposes picture i with this seed; of the noise, another draw."""
-        picture = sample(self.cache.picture(i, self.cache.roles[0]))
-        return gain(self._dark(picture, seed), self.white_point)
-
-    def _dark(self, picture: np.ndarray, seed: int) -> np.ndarray:
-        clean = self.cache.roles == ("gt",)
-        return darken(picture, seed, self.config.darken) if clean else picture
+        picture = self.cache.picture(i, self.cache.roles[0])
+        if self.darkens:
+            picture = darken(sample(picture), seed, self.config.darken)
+        return gain(picture, self.white_point)
 
     def _window(
         self, i: int, seed: int, window: tuple[int, int, int, int]
@@ -165,7 +168,8 @@ class Examples:
             self.cache.picture(i, role)[top : top + height, left : left + width]
             for role in (self.cache.roles[0], "gt")
         )
-        low = self._dark(low, seed)
+        if self.darkens:
+            low = darken(low, seed, self.config.darken)
         size, masks = self.cache.sizes[i], self.config.masks
         return lose_pixels(low, seed, size, window, masks, self.masks), np.asarray(gt)
 

@@ -21,8 +21,9 @@ Array = jax.Array
 class ZmarSNFlow(nn.Module):
     """ZMAR-SNFlow (SPEC sections 2-5). Every method is pure: `model.apply(v, ..., method=...)`.
 
-    `lr` [B, H, W, 3] and `mask` [B, H, W, 1] come from `ops.network_input`; H and W are
-    multiples of 8 and at least 16, else ValueError.
+    `lr` [B, H, W, 3] and `mask` [B, H, W, 1] come from `ops.network_input`, of pictures that
+    `exposure.expose` has brightened where the config has a white point; H and W are multiples of 8
+    and at least 16, else ValueError.
 
     `stripe_bytes` changes no parameter and no result beyond rounding: with it the encoder, and the
     flow unless `remat` is set, work on stripes of the image whose arrays take about that many

@@ -72,8 +72,8 @@ class RunCheckpoints:
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._accept_changes = accept_changes
         self._lock = FileLock(self.workdir / ".lock")
-        self._keep_out_others()
         try:
+            self._keep_out_others()
             self._manager = self._begin()
         except BaseException:
             self._lock.release()
@@ -180,8 +180,10 @@ class RunCheckpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
-            self._lock.release()
+            try:
+                self._manager.close()
+            finally:
+                self._lock.release()
 
     def __enter__(self) -> "RunCheckpoints":
         return self
@@ -192,21 +194,23 @@ class RunCheckpoints:
     def _keep_out_others(self) -> None:
         """Until closed, or the process ends: each would remove what the other is about to save."""
 
-        def lock() -> str:
+        def problem() -> str:  # in words, as all processes have to raise it
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                self._lock.acquire(timeout=0)
-            except Timeout:
-                return "taken"
-            return ""
-
-        with self._writing(self.workdir):
-            taken = from_primary(lock)
-        if taken:
-            raise CheckpointError(
+                with self._writing(self.workdir):
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    with contextlib.suppress(Timeout):
+                        self._lock.acquire(timeout=0)
+            except CheckpointError as e:
+                return str(e)
+            if self._lock.is_locked:
+                return ""
+            return (
                 f"{self.workdir}: another training is writing this run; wait until it has ended, "
                 "or choose another --workdir"
             )
+
+        if message := from_primary(problem):
+            raise CheckpointError(message)
 
     def _open(self) -> ocp.CheckpointManager:
         def psnr(metrics: Any) -> float:

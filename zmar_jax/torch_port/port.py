@@ -22,7 +22,7 @@ WHITE_POINT = "white_point"
 
 
 def infer_config(state_dict: StateDict) -> ModelConfig:
-    """The sizes of a model, from key names and shapes alone.
+    """The sizes of a model, from key names and shapes, and its white point.
 
     What shapes do not show (mask grid, epsilons, policy) keeps the published value.
 

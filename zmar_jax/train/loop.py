@@ -46,8 +46,9 @@ def train(
 
     Raises:
       ValueError: bad data or configuration, weights in `train.init` that are missing or of another
-        model, a run that was begun with another configuration, a
-        disk that is full, or `max_bad_steps` steps in a row without a finite gradient.
+        model, a run that was begun with another configuration or is being
+        written by another training, a disk that is full, or `max_bad_steps` steps in a row without
+        a finite gradient.
     """
     mesh = sharding.make_mesh(config.train.fsdp)
     sharding.check_batch(config.data.batch_size, config.train.accumulate, mesh)
@@ -57,7 +58,7 @@ def train(
         RunCheckpoints(workdir, config, console.print, accept_changes) as checkpoints,
     ):
         say = console.print if jax.process_index() == 0 else lambda _: None
-        state, data_state = _begin(config, mesh, checkpoints)
+        state, data_state = _begin(config, mesh, checkpoints, say)
         loader = make_loader(
             config.data,
             "train",
@@ -182,16 +183,18 @@ class _Run:
         )
 
 
-def _begin(config: Config, mesh: Mesh, checkpoints: RunCheckpoints) -> tuple[TrainState, Any]:
+def _begin(
+    config: Config, mesh: Mesh, checkpoints: RunCheckpoints, say: Callable[[str], None]
+) -> tuple[TrainState, Any]:
     """The state to go on from, and the loader's, None where the run begins."""
     if restored := checkpoints.restore_latest(abstract_state(config, mesh)):
         return restored[1:]
     if config.train.init is not None:
-        return _from_weights(config, mesh, config.train.init), None
+        return _from_weights(config, mesh, config.train.init, say), None
     return create_sharded_state(config, jax.random.key(config.train.seed), mesh), None
 
 
-def _from_weights(config: Config, mesh: Mesh, path: str) -> TrainState:
+def _from_weights(config: Config, mesh: Mesh, path: str, say: Callable[[str], None]) -> TrainState:
     weights = load_weights(path)
     agree(f"weights in {path}", weights.checksum)
     like = abstract_state(config, mesh)
@@ -202,6 +205,9 @@ def _from_weights(config: Config, mesh: Mesh, path: str) -> TrainState:
             f"{path}: weights of another model than the section `model` of the configuration "
             f"describes ({'; '.join(differ)}); change it, or train.init"
         )
+    theirs, ours = weights.config.white_point, config.model.white_point
+    if theirs != ours:
+        say(f"warning: {path} saw pictures with white_point {theirs}, this run has {ours}")
     params = jax.tree.map(np.asarray, weights.params)
     create = functools.partial(state_of, config, platform=sharding.platform(mesh))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, like)

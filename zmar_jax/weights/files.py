@@ -68,6 +68,7 @@ def load_weights(path: str | Path | None = None) -> Weights:
     except torch_port.WeightsError as e:
         raise torch_port.WeightsError(f"{path}: {e}") from e
     used = sum(bool(entry.parts) for entry in torch_port.key_table(config))
+    used += torch_port.WHITE_POINT in state_dict
     dtypes = tuple(sorted({a.dtype.name for a in state_dict.values()}))
     return Weights(params, config, kind, len(state_dict), used, dtypes)
 
@@ -82,8 +83,8 @@ def save_weights(
     """Writes weights as the format `to`, by default the one that the suffix of `path` names.
 
     `.safetensors` and `.pth` hold all published keys; any other name becomes an Orbax directory.
-    `compact` ones hold the tensors that the model uses, in float16: enough for this project, too
-    few for a strict `load_state_dict`.
+    `compact` ones hold the tensors that the model uses, parameters in float16: enough for this
+    project, too few for a strict `load_state_dict`.
 
     Raises:
       ValueError: `path` exists and `overwrite` is off, it cannot be written, or a compact Orbax
