@@ -217,7 +217,8 @@ FLOATS = [field.name for field in dataclasses.fields(ModelConfig) if field.type 
 @pytest.mark.parametrize("name", FLOATS)
 def test_floats_are_finite(tmp_path: Path, name: str, value: str) -> None:
     message = error(written(tmp_path, f"model: {{{name}: {value}}}"))
-    assert message.startswith(f"model.{name} must be a number up to 65536, got ")
+    allowed = "from 0.0 to 1.0" if name == "white_point" else "a number up to 65536"
+    assert message.startswith(f"model.{name} must be {allowed}, got ")
 
 
 @pytest.mark.parametrize(
