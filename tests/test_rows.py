@@ -18,6 +18,7 @@ from zmar_jax.config import PRESETS, ModelConfig
 from zmar_jax.flow import invert_weights
 from zmar_jax.memory import GIB, MemoryLimitError, Plan
 from zmar_jax.models import ZmarSNFlow, param_shapes
+from zmar_jax.models.attention import Block
 from zmar_jax.programs import make_programs, make_split_programs
 from zmar_jax.restore import Restorer
 from zmar_jax.rows import Rows, Wanted, stripe_rows
@@ -109,6 +110,20 @@ def test_gradients_in_stripes_are_those_of_the_whole(
     ):
         atol = 1e-4 * float(np.abs(b).max())
         np.testing.assert_allclose(a, b, atol=atol, rtol=0, err_msg=jax.tree_util.keystr(path))
+
+
+def test_a_channel_that_is_zero_has_a_gradient() -> None:
+    """As in PyTorch, where the norm of zeros has the gradient 0."""
+    block = Block(TINY, 8, 1)
+    x = jax.random.normal(jax.random.key(0), (1, 8, 8, 8))
+    params = block.init(jax.random.key(1), x)["params"]
+    params["attn"]["qkv_dwconv"] = params["attn"]["qkv_dwconv"].at[..., 3].set(0)
+
+    def loss(params: Any) -> jax.Array:
+        return jnp.square(block.apply({"params": params}, x)[0]).sum()
+
+    for path, leaf in jax.tree.leaves_with_path(golden.jit(jax.grad(loss))(params)):
+        assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
 
 
 @pytest.mark.parametrize("height", [1, 14, 31, 80])

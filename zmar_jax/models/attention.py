@@ -98,7 +98,8 @@ class MDTA(nn.Module):
 
     def mixer(self, gram: Array, qq: Array, kk: Array) -> Array:
         """What to multiply v with, [B, d, d], from the sums."""
-        norms = jnp.maximum(jnp.sqrt(qq), 1e-12) * jnp.maximum(jnp.sqrt(kk), 1e-12).mT
+        # at least 1e-12 each; of the squares, as the root of 0 has no gradient
+        norms = jnp.sqrt(jnp.maximum(qq, 1e-24)) * jnp.sqrt(jnp.maximum(kk, 1e-24)).mT
         attention = nn.softmax(gram / norms * self.temperature.reshape(1, -1, 1, 1))
         out = self.out.reshape(self.heads, -1, self.width)
         mixer = jnp.einsum("bhij,hio->bhjo", attention, out, precision=HIGHEST)
