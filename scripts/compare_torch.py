@@ -18,6 +18,7 @@ import os
 import platform
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -109,7 +110,9 @@ def compare(
                 settings = [
                     Setting(f, name, p, device, threads, config, Path(folder)) for f in frameworks
                 ]
-                rows += measure(settings, shapes[name], repeats, skipped)
+                for row in measure(settings, shapes[name], repeats, skipped):
+                    rows.append(row)
+                    say(f"{name}, {p}, {row.framework}: {fastest(row.runs):.3g} s")
     report(machine(device, threads, load), rows, skipped, json_file)
     return 0
 
@@ -149,6 +152,7 @@ def measure(
     with contextlib.ExitStack() as stack:
         workers = []
         for setting in settings:
+            say(f"{setting.task}, {setting.policy}, {setting.framework}: starting")
             try:
                 workers.append(Worker(setting))
             except WorkerError as e:
@@ -177,6 +181,11 @@ def measure(
                 ratio=fastest(runs[0]) / fastest(mine),
                 cpu_ratio=least_cpu(runs[0]) / least_cpu(mine),
             )
+
+
+def say(what: str) -> None:
+    """Progress, apart from the table."""
+    print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
 
 
 def fastest(runs: tuple[Run, ...]) -> float:
