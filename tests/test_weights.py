@@ -41,8 +41,9 @@ def test_the_bundled_weights_are_small() -> None:
     weights = load_weights()
     assert BUNDLED.stat().st_size <= 5_000_000
     assert parameter_counts(weights.config)[-1][1] <= 2_000_000
-    assert weights.dtypes == ("float16",)
+    assert weights.dtypes == ("float16", "float32")  # of all parameters, and of the white point
     assert weights.config.mask_attention
+    assert weights.config.white_point == 1.0
 
 
 def test_the_sample_is_dark_and_has_lost_pixels() -> None:
