@@ -27,6 +27,7 @@ from scipy.optimize import brentq, minimize_scalar
 from skimage import exposure, restoration
 from tyro.conf import arg
 
+from zmar_jax.exposure import to_linear, to_srgb
 from zmar_jax.images import find_photos, read_photo
 from zmar_jax.metrics import score
 
@@ -110,9 +111,7 @@ def brighten(x: np.ndarray, chain: Chain) -> np.ndarray:
 
 def with_gain(x: np.ndarray, gain: float) -> np.ndarray:
     """sRGB in [0, 1] times a factor on its linear light."""
-    linear = np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4) * gain
-    srgb = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    return np.clip(srgb, 0, 1)
+    return np.clip(to_srgb(to_linear(x) * gain), 0, 1)
 
 
 def _root(f: Callable[[float], float], bounds: tuple[float, float]) -> float:

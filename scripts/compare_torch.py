@@ -110,9 +110,7 @@ def compare(
                 settings = [
                     Setting(f, name, p, device, threads, config, Path(folder)) for f in frameworks
                 ]
-                for row in measure(settings, shapes[name], repeats, skipped):
-                    rows.append(row)
-                    say(f"{name}, {p}, {row.framework}: {fastest(row.runs):.3g} s")
+                rows += measure(settings, shapes[name], repeats, skipped)
     report(machine(device, threads, load), rows, skipped, json_file)
     return 0
 
@@ -168,6 +166,7 @@ def measure(
             setting, found = worker.setting, worker.output()
             if not np.isfinite(found).all():
                 raise ValueError(f"{setting.framework}, {setting.task}: the results are not finite")
+            say(f"{setting.task}, {setting.policy}, {setting.framework}: {fastest(mine):.3g} s")
             unit = np.abs(reference) if setting.task == "train" else 1.0
             yield Row(
                 task=setting.task,

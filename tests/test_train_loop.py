@@ -21,6 +21,7 @@ from PIL import Image
 
 from zmar_jax import cli
 from zmar_jax.config import Config, ConfigError, DataConfig, ModelConfig, TrainConfig, to_dict
+from zmar_jax.data import DataError
 from zmar_jax.data.pipeline import Loader
 from zmar_jax.images import read_photo
 from zmar_jax.torch_port import read_state_dict
@@ -198,6 +199,16 @@ def test_a_run_begins_from_weights(
             assert found[name] == np.asarray(leaf).tobytes(), name
     shutil.rmtree(tmp_path / "weights")
     assert train(begun, tmp_path / "run") == 1
+
+
+def test_crops_are_exposed_as_the_model_expects(config, tmp_path, monkeypatch) -> None:
+    def make_loader(*_: object, white_point: float = 0.0) -> None:
+        raise DataError(f"exposed to {white_point}")
+
+    monkeypatch.setattr(loop, "make_loader", make_loader)
+    exposed = dataclasses.replace(config.model, white_point=0.5)
+    with pytest.raises(DataError, match=r"exposed to 0\.5"):
+        train(dataclasses.replace(config, model=exposed), tmp_path)
 
 
 def test_weights_of_another_model_are_no_beginning(config: Config, whole: Path, tmp_path) -> None:

@@ -5,7 +5,6 @@ import errno
 import logging
 import math
 import shutil
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +12,6 @@ from typing import Any, TypeVar
 import jax
 import orbax.checkpoint as ocp
 import yaml
-from filelock import FileLock, Timeout
 
 from zmar_jax.checkpoint import CheckpointError, brief
 from zmar_jax.config import Config, from_dict, load_config, to_dict
@@ -58,8 +56,7 @@ class RunCheckpoints:
 
         Raises:
           CheckpointError: the run was begun with another configuration (the message lists what
-            differs beyond `HARMLESS`), all its checkpoints are damaged, it cannot be written, or
-            another training writes it.
+            differs beyond `HARMLESS`), all its checkpoints are damaged, or it cannot be written.
           ConfigError: the run's `config.yaml` cannot be read.
         """
         self.workdir = Path(workdir).absolute()
@@ -71,15 +68,6 @@ class RunCheckpoints:
         # Orbax logs whole tracebacks of the errors that are raised here as one line.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._accept_changes = accept_changes
-        self._lock = FileLock(self.workdir / ".lock")
-        try:
-            self._keep_out_others()
-            self._manager = self._begin()
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def _begin(self) -> ocp.CheckpointManager:
         known = self.workdir / "config.yaml"
         # a run that has saved nothing has nothing that another configuration could spoil
         if known.exists() and folder.steps(self.folder):
@@ -87,14 +75,15 @@ class RunCheckpoints:
         barrier("config")
         with self._writing(known):
             if primary():
-                folder.write_whole(known, yaml.safe_dump(to_dict(self._config), sort_keys=False))
+                self.folder.mkdir(parents=True, exist_ok=True)
+                folder.write_whole(known, yaml.safe_dump(to_dict(config), sort_keys=False))
         barrier("folder")
         found = folder.steps(self.folder)
         damaged = {step: p for step in found if (p := self._damage(step, folder.metrics_damage))}
         if damaged and len(damaged) == len(found):
             raise self._all_damaged(damaged)
         self._set_aside(damaged)
-        return self._open()
+        self._manager = self._open()
 
     @property
     def latest_good(self) -> Path | None:
@@ -180,37 +169,13 @@ class RunCheckpoints:
         try:
             self.wait()
         finally:
-            try:
-                self._manager.close()
-            finally:
-                self._lock.release()
+            self._manager.close()
 
     def __enter__(self) -> "RunCheckpoints":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _keep_out_others(self) -> None:
-        """Until closed, or the process ends: each would remove what the other is about to save."""
-
-        def problem() -> str:  # in words, as all processes have to raise it
-            try:
-                with self._writing(self.workdir):
-                    self.folder.mkdir(parents=True, exist_ok=True)
-                    with contextlib.suppress(Timeout):
-                        self._lock.acquire(timeout=0)
-            except CheckpointError as e:
-                return str(e)
-            if self._lock.is_locked:
-                return ""
-            return (
-                f"{self.workdir}: another training is writing this run; wait until it has ended, "
-                "or choose another --workdir"
-            )
-
-        if message := from_primary(problem):
-            raise CheckpointError(message)
 
     def _open(self) -> ocp.CheckpointManager:
         def psnr(metrics: Any) -> float:
@@ -267,11 +232,7 @@ class RunCheckpoints:
             with contextlib.suppress(Exception):  # of the threads that failed with the first
                 self._manager.close()
         if primary():
-            for _ in range(100):  # what is still being written by threads of TensorStore
-                shutil.rmtree(self._temporary(), ignore_errors=True)
-                if not self._temporary().exists():
-                    break
-                time.sleep(0.1)
+            shutil.rmtree(self._temporary(), ignore_errors=True)
         if alone:
             self._manager = self._open()
 

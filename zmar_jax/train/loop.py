@@ -17,6 +17,7 @@ from zmar_jax import sharding
 from zmar_jax.config import Config, ConfigError
 from zmar_jax.data.pipeline import Loader, make_loader
 from zmar_jax.run.checkpoints import RunCheckpoints
+from zmar_jax.run.lock import only_training
 from zmar_jax.run.log import RunLog, panel
 from zmar_jax.run.processes import agree
 from zmar_jax.run.stop import stop_signal
@@ -46,15 +47,15 @@ def train(
 
     Raises:
       ValueError: bad data or configuration, weights in `train.init` that are missing or of another
-        model, a run that was begun with another configuration or is being
-        written by another training, a disk that is full, or `max_bad_steps` steps in a row without
-        a finite gradient.
+        model, a run that was begun with another configuration or that another training is
+        writing, a disk that is full, or `max_bad_steps` steps in a row without a finite gradient.
     """
     mesh = sharding.make_mesh(config.train.fsdp)
     sharding.check_batch(config.data.batch_size, config.train.accumulate, mesh)
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
     with (
         stop_signal() as stopping,
+        only_training(workdir),
         RunCheckpoints(workdir, config, console.print, accept_changes) as checkpoints,
     ):
         say = console.print if jax.process_index() == 0 else lambda _: None
@@ -65,7 +66,7 @@ def train(
             jax.process_index(),
             jax.process_count(),
             _decoding(say),
-            config.model.white_point,
+            white_point=config.model.white_point,
         )
         agree("training data", loader.fingerprint)
         if data_state is not None:

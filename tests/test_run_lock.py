@@ -1,0 +1,52 @@
+"""One training in a workdir: a second is refused, and the lock goes with its process."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training import config
+
+from zmar_jax.checkpoint import CheckpointError
+from zmar_jax.run.lock import only_training
+from zmar_jax.train import train
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from zmar_jax.run.lock import only_training
+with only_training(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_second_training_is_refused_until_the_first_is_killed(tmp_path: Path) -> None:
+    workdir = tmp_path / "a" / "run"
+    command = [sys.executable, "-c", HOLD, str(workdir)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == "held\n"
+            with pytest.raises(CheckpointError, match=f"{workdir}: another training is writing"):
+                train(config(), workdir)
+            assert [p.name for p in workdir.iterdir()] == [".lock"]
+        finally:
+            other.send_signal(signal.SIGKILL)
+    with only_training(workdir):
+        pass
+
+
+def test_an_error_gives_the_workdir_back(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), only_training(tmp_path):
+        raise ZeroDivisionError
+    with only_training(tmp_path):
+        pass
+
+
+def test_a_workdir_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    message = "cannot be written: FileExistsError.*; mend that, or choose another --workdir"
+    with pytest.raises(CheckpointError, match=message), only_training(tmp_path / "file"):
+        pass
