@@ -17,15 +17,17 @@ from zmar_jax.config import (
     PRESETS,
     Config,
     ConfigError,
+    DarkenConfig,
     DataConfig,
     ModelConfig,
     TrainConfig,
     from_dict,
     to_dict,
 )
+from zmar_jax.data.degrade import darken
 from zmar_jax.data.pipeline import make_loader
 from zmar_jax.evaluate.network import Network, Sampling
-from zmar_jax.exposure import apply_gain, expose, gain
+from zmar_jax.exposure import apply_gain, brightest, expose, gain
 from zmar_jax.images import turn
 from zmar_jax.restore import Restorer
 from zmar_jax.sharding import make_mesh
@@ -60,6 +62,24 @@ def test_the_brightest_becomes_white_and_order_stays(image: np.ndarray) -> None:
     assert bright.max() == (np.iinfo(image.dtype).max if image.any() else 0)
     order = np.argsort(image, axis=None)
     assert (np.diff(bright.ravel()[order].astype(int)) >= 0).all()
+
+
+@given(pictures, st.sampled_from([0.3, 0.505, 0.9905, 1.0]))
+def test_the_brightest_pixels_tell_the_gain(image: np.ndarray, white_point: float) -> None:
+    image = np.maximum(image, 1)
+    pixels, among_them = brightest(image, white_point)
+    assert gain(pixels, among_them) == gain(image, white_point)
+
+
+def test_the_brightest_pixels_are_few_and_enough_for_noise() -> None:
+    y, x = np.mgrid[:200, :300]
+    scene = np.stack([100 + y // 2, 50 + x // 3, (x + y) // 3], -1).astype(np.uint8)
+    pixels, among_them = brightest(scene, 1.0)
+    assert 600 <= pixels.shape[1] < 1000
+    assert among_them == 1
+    for seed in range(20):
+        found, expected = (gain(darken(a, seed, DarkenConfig()), 1.0) for a in (pixels, scene))
+        assert found == pytest.approx(expected, rel=0.15)
 
 
 def test_zero_leaves_the_picture_as_it_is() -> None:

@@ -26,7 +26,7 @@ from zmar_jax.data.errors import DataError
 from zmar_jax.data.hashing import id_seed
 from zmar_jax.data.masks import load_masks, lose_pixels
 from zmar_jax.data.pictures import Split, pictures
-from zmar_jax.exposure import apply_gain, gain, sample
+from zmar_jax.exposure import apply_gain, brightest, gain, sample
 from zmar_jax.images import turn
 
 Batch = dict[str, np.ndarray]
@@ -156,9 +156,10 @@ class Examples:
     def gain_of(self, i: int, seed: int) -> float:
         """What exposes picture i with this seed; of the noise, another draw."""
         picture = self.cache.picture(i, self.cache.roles[0])
-        if self.darkens:
-            picture = darken(sample(picture), seed, self.config.darken)
-        return gain(picture, self.white_point)
+        if not self.darkens:
+            return gain(picture, self.white_point)
+        pixels, white_point = brightest(sample(picture), self.white_point)
+        return gain(darken(pixels, seed, self.config.darken), white_point)
 
     def _window(
         self, i: int, seed: int, window: tuple[int, int, int, int]
