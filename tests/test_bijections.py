@@ -24,8 +24,10 @@ from jax.test_util import check_grads
 
 from zmar_jax import ops
 from zmar_jax.config import ModelConfig
+from zmar_jax.cost import multiply_adds
 from zmar_jax.flow import (
     ActNorm,
+    Composed,
     Coupling,
     FlowLevel,
     FlowStep,
@@ -34,6 +36,8 @@ from zmar_jax.flow import (
     Squeeze,
     invert_weights,
 )
+from zmar_jax.flow.coupling import ConditionProjection
+from zmar_jax.models import ZmarSNFlow, param_shapes
 from zmar_jax.models.encoder import Encoder
 from zmar_jax.models.snflow import SNFlow
 
@@ -328,6 +332,38 @@ def test_the_encoder_wants_an_image_and_its_mask(lr: Any, mask: Any) -> None:
     arrays = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (lr, mask))
     with pytest.raises(ValueError, match=r"expected lr \[B, H, W, 3\], mask \[B, H, W, 1\]; got"):
         jax.eval_shape(Encoder(SMALL).init, jax.random.key(0), *arrays)
+
+
+def test_the_projection_takes_the_matrix_of_a_composed_condition() -> None:
+    projection, rng = ConditionProjection(SMALL), np.random.default_rng(0)
+
+    def loss(variables: Any, features: Any, matrix: Any, expand: bool) -> Any:
+        cond: Any = Composed(features, matrix)
+        if expand:
+            cond = jnp.concatenate([features[..., :4] @ matrix, features[..., 4:]], -1)
+        return jnp.sin(projection.apply(variables, cond)).sum()
+
+    with jax.enable_x64(True):
+        variables = {"params": {"kernel": rng.standard_normal((3, 3, 12, 2, 8))}}
+        args = variables, rng.standard_normal((2, 3, 4, 8)), rng.standard_normal((4, 8))
+        found = [jax.value_and_grad(loss, (0, 1, 2))(*args, expand) for expand in (False, True)]
+        for composed, expanded in zip(*map(jax.tree.leaves, found), strict=True):
+            np.testing.assert_allclose(composed, expanded, rtol=1e-9, atol=1e-9)
+
+
+def test_features_are_smaller_than_conditions_and_less_work() -> None:
+    model, variables = ZmarSNFlow(SMALL), {"params": param_shapes(SMALL)}
+    lr, mask, z = (
+        jax.ShapeDtypeStruct((1, n, n, c), jnp.float32) for n, c in ((16, 3), (16, 1), (2, 192))
+    )
+    work = []
+    for method, name, width in (("encode", "fea_up2", 12), ("features", "d2_f", 8)):
+        made = jax.eval_shape(functools.partial(model.apply, method=method), variables, lr, mask)
+        assert made[name].shape == (1, 8, 8, width)
+        work.append(
+            multiply_adds(functools.partial(model.apply, method="decode"), variables, z, made)
+        )
+    assert work[1] < work[0]
 
 
 # Array functions.

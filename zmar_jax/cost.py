@@ -49,7 +49,7 @@ def restore_multiply_adds(config: ModelConfig, height: int, width: int) -> tuple
     z = jax.ShapeDtypeStruct((1, height // 8, width // 8, 192), jnp.float32)
 
     def encode(params: Any, lr: Any, mask: Any) -> Any:
-        return model.apply({"params": params}, lr, mask, method="encode")
+        return model.apply({"params": params}, lr, mask, method="features")
 
     def decode(params: Any, z: Any, conditions: Any) -> Any:
         return model.apply({"params": params}, z, conditions, method="decode")

@@ -74,13 +74,13 @@ def need(
     rows = Shares("", devices, height).rows if devices > 1 else height
     dim, wide = config.dim, 2 * config.hidden(2 * config.dim)
     channels = config.condition_channels
-    mine, conditions = 4 * rows * width, channels * (1 / 4 + 1 / 16 + 1 / 64)
+    mine, conditions = 4 * rows * width, 4 * dim / 4 + channels * (1 / 16 + 1 / 64)
     # the widest layer, of the decoder at full resolution, before and after its depthwise taps
     layer = mine * 2 * wide
     if stripe_bytes is None:
         encode = layer + 6 * mine
         # the projections for all steps, as they are computed and step by step
-        decode = mine * (config.flow_steps * config.flow_hidden + 0.75 * channels + 9)
+        decode = mine * (config.flow_steps * config.flow_hidden + 3 * dim + 9)
     else:
         # the skip connection meets what was upsampled, or stripes of that layer beside its input
         stripe = 4.4 * max(stripe_bytes, LEAST_ROWS * 4 * width * wide)

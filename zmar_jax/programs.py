@@ -85,7 +85,7 @@ def make_split_programs(
 
 def _functions(model: ZmarSNFlow) -> tuple[Any, Any]:
     def encode(variables: Any, image: jax.Array) -> Any:
-        return model.apply(variables, *ops.network_input(image), method="encode")
+        return model.apply(variables, *ops.network_input(image), method="features")
 
     def decode(variables: Any, z: jax.Array, conditions: Any) -> jax.Array:
         return jnp.clip(model.apply(variables, z, conditions, method="decode")[0], 0, 1)

@@ -78,7 +78,7 @@ class Network:
 
         def encode(variables: Any, low: Array) -> Any:
             low = sharding.constrain(low, sharding.BATCH)
-            conditions = model.apply(variables, *ops.network_input(low), method="encode")
+            conditions = model.apply(variables, *ops.network_input(low), method="features")
             return sharding.constrain(conditions, sharding.BATCH)
 
         def decode(variables: Any, z: Array, conditions: Any) -> Array:

@@ -5,6 +5,7 @@ from zmar_jax.flow.actnorm import init_actnorm as init_actnorm
 from zmar_jax.flow.chain import FlowLevel as FlowLevel
 from zmar_jax.flow.chain import FlowStep as FlowStep
 from zmar_jax.flow.chain import FlowSteps as FlowSteps
+from zmar_jax.flow.coupling import Composed as Composed
 from zmar_jax.flow.coupling import Coupling as Coupling
 from zmar_jax.flow.health import HEALTH as HEALTH
 from zmar_jax.flow.invconv import InvConv as InvConv

@@ -9,7 +9,7 @@ from zmar_jax.config import ModelConfig, Remat
 from zmar_jax.flow import compose, reversible
 from zmar_jax.flow.actnorm import ACTNORM_INIT, ActNorm
 from zmar_jax.flow.compose import Bijection
-from zmar_jax.flow.coupling import Condition, ConditionProjection, Coupling
+from zmar_jax.flow.coupling import Composed, Condition, ConditionProjection, Coupling
 from zmar_jax.flow.health import HEALTH
 from zmar_jax.flow.invconv import INVERSE, InvConv
 from zmar_jax.flow.squeeze import Squeeze
@@ -100,7 +100,7 @@ class FlowSteps(nn.Module):
 class FlowLevel(nn.Module):
     """Squeeze, additional steps, conditional steps: [B, H, W, C] <-> [B, H/2, W/2, 4C].
 
-    `cond` is [B, H/2, W/2, Cc] (SPEC section 4). `remat` is `TrainConfig`'s.
+    `cond` is [B, H/2, W/2, Cc] (SPEC section 4), or `Composed`. `remat` is `TrainConfig`'s.
     """
 
     config: ModelConfig
@@ -114,10 +114,10 @@ class FlowLevel(nn.Module):
         self.condition = ConditionProjection(cfg)
         self.conditional = FlowSteps(cfg, cfg.flow_steps, True, remat, rows)
 
-    def forward(self, x: Array, cond: Array) -> tuple[Array, Array]:
+    def forward(self, x: Array, cond: Array | Composed) -> tuple[Array, Array]:
         return compose.forward(self._bijections(), x, self._projected(cond))
 
-    def inverse(self, y: Array, cond: Array) -> tuple[Array, Array]:
+    def inverse(self, y: Array, cond: Array | Composed) -> tuple[Array, Array]:
         # for all steps at once it would be K times 2 * hidden numbers a pixel
         project = self._projected if self.rows.whole else self.condition.one_by_one
         return compose.inverse(self._bijections(), y, project(cond))
@@ -125,7 +125,7 @@ class FlowLevel(nn.Module):
     def _bijections(self) -> list[Bijection]:
         return [self.squeeze, self.additional, self.conditional]
 
-    def _projected(self, cond: Array) -> Array | Condition:
+    def _projected(self, cond: Array | Composed) -> Array | Condition:
         # what only the modules themselves can do: make, initialise or read variables
         modules = self.is_initializing() or self.is_mutable_collection(ACTNORM_INIT)
         if self.remat != "reversible" or modules or INVERSE in self.variables:

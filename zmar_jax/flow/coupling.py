@@ -142,6 +142,18 @@ class Conv3(nn.Module):
         return ops.conv3(x, kernel)
 
 
+class Composed(NamedTuple):
+    """A condition whose first channels are the first features times a matrix, not computed.
+
+    The projection is linear, too: its kernels take the matrix, and the pixels have fewer channels.
+    """
+
+    features: Array
+    """[B, H, W, I + J] for a condition of O + J channels."""
+    matrix: Array
+    """[I, O]."""
+
+
 class Condition(NamedTuple):
     """A level's condition before its projection, of which each step makes its own share."""
 
@@ -165,15 +177,21 @@ class ConditionProjection(nn.Module):
         shape = (3, 3, width, self.config.flow_steps, 2 * self.config.flow_hidden)
         return self.param("kernel", normal_init, shape)
 
-    def __call__(self, cond: Array) -> Array:
+    def __call__(self, cond: Array | Composed) -> Array:
         """cond [B, H, W, Cc] -> [K, B, H, W, 2 * hidden]: fFeatures' half, then fAffine's."""
-        kernel = self.kernel(cond.shape[-1])
-        h = project(cond, kernel.reshape(*kernel.shape[:3], -1), self.config)
-        return jnp.moveaxis(h.reshape(*cond.shape[:3], self.config.flow_steps, -1), 3, 0)
+        features, kernel = self.one_by_one(cond)
+        h = project(features, kernel.reshape(*kernel.shape[:3], -1), self.config)
+        return jnp.moveaxis(h.reshape(*features.shape[:3], self.config.flow_steps, -1), 3, 0)
 
-    def one_by_one(self, cond: Array) -> Condition:
+    def one_by_one(self, cond: Array | Composed) -> Condition:
         """The same, left for each step to do."""
-        return Condition(cond, self.kernel(cond.shape[-1]))
+        if not isinstance(cond, Composed):
+            return Condition(cond, self.kernel(cond.shape[-1]))
+        features, matrix = cond
+        inner, outer = matrix.shape
+        kernel = self.kernel(features.shape[-1] - inner + outer)
+        first = jnp.einsum("io,hwokc->hwikc", matrix, kernel[:, :, :outer], precision=ops.HIGHEST)
+        return Condition(features, jnp.concatenate([first, kernel[:, :, outer:]], 2))
 
 
 def project(features: Array, kernel: Array, config: ModelConfig) -> Array:

@@ -1,32 +1,44 @@
 """The ZMAR encoder and the conditions that it makes (SPEC sections 2 and 3)."""
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from zmar_jax import ops
 from zmar_jax.config import ModelConfig
+from zmar_jax.flow import Composed
 from zmar_jax.models.attention import Stage, conv_init
 from zmar_jax.rows import WHOLE, Rows
 
 Array = jax.Array
 
 
-class Conv(nn.Module):
-    """Convolution of size 1 or 3 without bias; parameter `kernel`, HWIO (IO at size 1)."""
+class Conv3(nn.Module):
+    """3x3 convolution without bias; parameter `kernel`, HWIO."""
 
     features: int
-    size: int
     rows: Rows = WHOLE
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1], self.features)
-        if self.size == 1:
-            return ops.conv1(x, self.param("kernel", conv_init, shape))
         kernel = self.param("kernel", conv_init, (3, 3, *shape))
         local = lambda wanted, x: (wanted.crop(ops.conv3(x, kernel)), ())  # noqa: E731
         return self.rows.apply(local, x, halo=1, width=max(shape))[0]
+
+
+class Conv1(nn.Module):
+    """1x1 convolution without bias, whose parameter `kernel` [I, O] others may read."""
+
+    shape: tuple[int, int]
+
+    def setup(self):
+        self.kernel = self.param("kernel", conv_init, self.shape)
+
+    def __call__(self, x: Array) -> Array:
+        return ops.conv1(x, self.kernel)
 
 
 class Encoder(nn.Module):
@@ -36,17 +48,32 @@ class Encoder(nn.Module):
     rows: Rows = WHOLE
     remat: bool = False
 
+    def setup(self):
+        self.reduce_chan2 = Conv1((2 * self.config.dim, 4 * self.config.dim))
+
+    def conditions(self, features: Mapping[str, Array]) -> dict[str, Array]:
+        """fea_up0, fea_up1 and fea_up2 (SPEC section 3) from what a call returns."""
+        d2, f = jnp.split(features["d2_f"], 2, -1)
+        u2 = self.reduce_chan2(d2)
+        kept = {name: features[name] for name in ("fea_up0", "fea_up1")}
+        return kept | {"fea_up2": jnp.concatenate([u2, f], -1)}
+
+    def composed(self, features: Mapping[str, Array]) -> dict[str, Array | Composed]:
+        """The same for the flow, whose kernels take the matrix that makes fea_up2."""
+        kept = {name: features[name] for name in ("fea_up0", "fea_up1")}
+        return kept | {"fea_up2": Composed(features["d2_f"], self.reduce_chan2.kernel)}
+
     @nn.compact
     def __call__(self, lr: Array, mask: Array) -> dict[str, Array]:
-        """Conditions of the flow.
+        """What the flow's conditions are made of.
 
         Args:
           lr: log image [B, H, W, 3]; mask: [B, H, W, 1]; both from `ops.network_input`.
             H and W are multiples of 8 and at least 16.
 
         Returns:
-          fea_up0, fea_up1, fea_up2: [B, H/8, W/8, 6 dim], [B, H/4, ...], [B, H/2, ...],
-          in the policy's dtype.
+          fea_up0, fea_up1: [B, H/8, W/8, 6 dim], [B, H/4, ...]; d2_f: [B, H/2, W/2, 4 dim], d2
+          before its convolution to u2, and f. In the policy's dtype.
 
         Raises:
           ValueError: an impossible shape.
@@ -62,8 +89,8 @@ class Encoder(nn.Module):
         def stage(length: int, heads: int, name: str) -> Stage:
             return Stage(cfg, length, heads, self.rows, self.remat, name=name)
 
-        def conv3(features: int, name: str) -> Conv:
-            return Conv(features, 3, self.rows, name=name)
+        def conv3(features: int, name: str) -> Conv3:
+            return Conv3(features, self.rows, name=name)
 
         if self.rows.shares is not None:
             lr = self.rows.shares.take(lr)
@@ -77,21 +104,20 @@ class Encoder(nn.Module):
         latent = stage(n[3], heads[3], "latent")(x)
 
         x = ops.unsqueeze2(conv3(16 * dim, "up4_3")(latent))
-        x = Conv(4 * dim, 1, name="reduce_chan_level3")(jnp.concatenate([x, e3], -1))
+        x = Conv1((8 * dim, 4 * dim), name="reduce_chan_level3")(jnp.concatenate([x, e3], -1))
         d3 = stage(n[2], heads[2], "decoder_level3")(x)
         x = ops.unsqueeze2(conv3(8 * dim, "up3_2")(d3))
-        x = Conv(2 * dim, 1, name="reduce_chan_level2")(jnp.concatenate([x, e2], -1))
+        x = Conv1((4 * dim, 2 * dim), name="reduce_chan_level2")(jnp.concatenate([x, e2], -1))
         d2 = stage(n[1], heads[1], "decoder_level2")(x)
         x = ops.unsqueeze2(conv3(4 * dim, "up2_1")(d2))
         d1 = stage(n[0], heads[0], "decoder_level1")(jnp.concatenate([x, e1], -1))
         f = stage(cfg.refinement_blocks, heads[0], "refinement")(d1)
 
-        u0 = Conv(4 * dim, 1, name="reduce_chan0")(latent)
-        u2 = Conv(4 * dim, 1, name="reduce_chan2")(d2)
-        conditions = ((u0, 8), (d3, 4), (u2, 2))
+        u0 = Conv1((8 * dim, 4 * dim), name="reduce_chan0")(latent)
+        parts = {"fea_up0": (u0, 8), "fea_up1": (d3, 4), "d2_f": (d2, 2)}
         return {
-            f"fea_up{i}": jnp.concatenate([u, ops.shrink(f, factor)], -1)
-            for i, (u, factor) in enumerate(conditions)
+            name: jnp.concatenate([u, ops.shrink(f, factor)], -1)
+            for name, (u, factor) in parts.items()
         }
 
 

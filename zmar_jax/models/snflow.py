@@ -1,6 +1,7 @@
 """The strengthened normalizing flow (SPEC section 4)."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -11,8 +12,8 @@ from zmar_jax.rows import WHOLE, Rows
 
 Array = jax.Array
 
-Conditions = Mapping[str, Array]
-"""fea_up0, fea_up1, fea_up2 as the encoder returns them."""
+Conditions = Mapping[str, Any]
+"""fea_up0, fea_up1, fea_up2: arrays, or `Composed` ones."""
 
 
 class SNFlow(nn.Module):

@@ -140,7 +140,7 @@ def _loss(
     """Loss and metrics of a batch; nll and L1 share one pass of the encoder."""
     cfg = config.train
 
-    conditions = model.apply({"params": params}, *ops.network_input(low), method="encode")
+    conditions = model.apply({"params": params}, *ops.network_input(low), method="features")
     likely = distant = (params, conditions)
     first: Any = None if cfg.flow_warmup_steps is None else step < cfg.flow_warmup_steps
     if first is not None:
