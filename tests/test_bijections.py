@@ -378,6 +378,22 @@ def normal(seed: int, *shape: int) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
 
 
+@few
+@given(st.sampled_from([5, 64]), SEED)
+def test_normalize_and_its_gradient(width: int, seed: int) -> None:
+    def plain(x: Any) -> Any:
+        y = x - x.mean(-1, keepdims=True)
+        return y / jnp.sqrt(jnp.square(y).mean(-1, keepdims=True) + 1e-5)
+
+    with jax.enable_x64(True):
+        x, dy = np.random.default_rng(seed).standard_normal((2, 2, 3, width))
+        (y, pull), (expected, pull_plain) = (
+            jax.vjp(fn, x) for fn in (lambda x: ops.normalize(x, 1e-5), plain)
+        )
+        np.testing.assert_allclose(y, expected, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(pull(dy)[0], pull_plain(dy)[0], rtol=1e-7, atol=1e-9)
+
+
 @many
 @given(b=SIZE, h=SIZE, w=SIZE, c=SIZE, seed=SEED)
 def test_squeeze2_orders_channels_like_pixel_unshuffle(

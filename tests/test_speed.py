@@ -15,6 +15,9 @@ import pytest
 from jax import lax
 
 from zmar_jax import compilation, ops
+from zmar_jax.config import ModelConfig
+from zmar_jax.flow import Composed
+from zmar_jax.flow.coupling import ConditionProjection
 from zmar_jax.models.attention import ZMA
 
 pytestmark = pytest.mark.slow
@@ -89,3 +92,20 @@ def test_weight_gradients_in_a_scan() -> None:
         return jax.grad(loss)
 
     assert ratio(gradient(conv), gradient(ops.conv3), kernels, x) > 5
+
+
+def test_composed_condition() -> None:
+    """The matrix that makes two thirds of fea_up2 in the projection's kernel, not in the pixels."""
+    projection = ConditionProjection(ModelConfig(flow_steps=4))
+    features, matrix = normal(1, 80, 80, 192), normal(96, 192)
+    kernel = normal(3, 3, 288, 4, 128)
+
+    def literal(kernel: Array, features: Array, matrix: Array) -> Array:
+        u2 = ops.conv1(features[..., :96], matrix)
+        y = conv(jnp.concatenate([u2, features[..., 96:]], -1), kernel.reshape(3, 3, 288, -1))
+        return jnp.moveaxis(y.reshape(1, 80, 80, 4, 128), 3, 0)
+
+    def ours(kernel: Array, features: Array, matrix: Array) -> Any:
+        return projection.apply({"params": {"kernel": kernel}}, Composed(features, matrix))
+
+    assert ratio(literal, ours, kernel, features, matrix) > 1.15

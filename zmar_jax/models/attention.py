@@ -33,9 +33,7 @@ class LayerNorm(nn.Module):
         width = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (width,))
         bias = self.param("bias", nn.initializers.zeros, (width,))
-        y = x.astype(ops.wide(x.dtype))
-        y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.eps)
+        y = ops.normalize(x.astype(ops.wide(x.dtype)), self.eps)
         return ops.affine(y, scale, bias).astype(x.dtype)
 
 

@@ -43,9 +43,10 @@ class ZmarSNFlow(nn.Module):
     def setup(self):
         rows = WHOLE if self.is_initializing() else Rows(self.stripe_bytes, self.shares)
         self.encoder = Encoder(self.config, rows, self.remat != "none")
-        if self.remat != "none":
-            # the flow's gradients are not in stripes: its layers are narrow
-            rows = dataclasses.replace(rows, stripe_bytes=None)
+        # higher stripes than the encoder's, as their halo is wider; none with gradients, as the
+        # flow's layers are narrow
+        stripe_bytes = 2 * (rows.stripe_bytes or 0) if self.remat == "none" else 0
+        rows = dataclasses.replace(rows, stripe_bytes=stripe_bytes or None)
         self.flow = SNFlow(self.config, self.remat, rows)
 
     def encode(self, lr: Array, mask: Array) -> dict[str, Array]:
