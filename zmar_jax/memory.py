@@ -74,6 +74,7 @@ def need(
     rows = Shares("", devices, height).rows if devices > 1 else height
     dim, wide = config.dim, 2 * config.hidden(2 * config.dim)
     channels = config.condition_channels
+    # of the conditions' features there are 4 dim at half the size
     mine, conditions = 4 * rows * width, 4 * dim / 4 + channels * (1 / 16 + 1 / 64)
     # the widest layer, of the decoder at full resolution, before and after its depthwise taps
     layer = mine * 2 * wide
