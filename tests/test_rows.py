@@ -54,7 +54,7 @@ def run(model: ZmarSNFlow, height: int, width: int) -> tuple[Any, jax.Array, jax
     image, z = inputs(height, width)
 
     def restore(variables: Any, image: Any, z: Any) -> Any:
-        conditions = model.apply(variables, *ops.network_input(image), method="encode")
+        conditions = model.apply(variables, *ops.network_input(image), method="features")
         return conditions, *model.apply(variables, z, conditions, method="decode")
 
     return golden.jit(restore)(variables(), image, z)
@@ -176,7 +176,7 @@ def test_devices_equal_one(size: tuple[int, int], devices: int, stripe_bytes: in
     programs = split_programs(size[0], devices, stripe_bytes)
     conditions = programs.encode(variables(), image)
     pixels = programs.picture(programs.decode(variables(), z, conditions))
-    assert len(conditions["fea_up2"].sharding.device_set) == devices
+    assert len(conditions["d2_f"].sharding.device_set) == devices
     np.testing.assert_allclose(pixels, np.clip(whole(*size)[1], 0, 1), atol=1e-4)
 
 

@@ -35,7 +35,8 @@ def gain(image: np.ndarray, white_point: float) -> float:
       1 or more; 1 where all pixels are lost.
     """
     full = np.iinfo(image.dtype).max
-    counts = np.bincount(_brightest_channel(image).ravel(), minlength=full + 1)
+    brightest_channel = np.maximum(np.maximum(image[..., 0], image[..., 1]), image[..., 2])
+    counts = np.bincount(brightest_channel.ravel(), minlength=full + 1)
     counts[0] = 0
     up_to = np.cumsum(counts)
     white = np.searchsorted(up_to, white_point * up_to[-1])
@@ -64,27 +65,15 @@ def sample(image: np.ndarray) -> np.ndarray:
     return image[::stride, ::stride]
 
 
-def brightest(image: np.ndarray, white_point: float) -> tuple[np.ndarray, float]:
-    """The pixels among which a picture's white point is, however noise and colour casts move it.
+def brightest(image: np.ndarray) -> np.ndarray:
+    """The pixels of which one is the brightest, [1, n, 3], whatever gain each channel has.
 
-    Args:
-      image: uint8 or uint16 [H, W, 3] RGB.
-      white_point: as of `gain`.
-
-    Returns:
-      The brightest 1 %, or more if the white point lies lower, [1, n, 3]; and what the white point
-      is among them.
+    Of uint8 or uint16 [H, W, 3] those that are among the brightest 1 % in a channel, as noise may
+    change their order; more where they are equal.
     """
-    values = _brightest_channel(image)
-    above = 1 - white_point
-    at_least = np.bincount(values.ravel())[::-1].cumsum()[::-1]
-    wanted = values.size * min(max(0.01, 2 * above), 1)
-    pixels = image[None, values >= np.flatnonzero(at_least >= wanted)[-1]]
-    return pixels, 1 - above * values.size / pixels.shape[1]
-
-
-def _brightest_channel(image: np.ndarray) -> np.ndarray:
-    return np.maximum(np.maximum(image[..., 0], image[..., 1]), image[..., 2])
+    count = image.shape[0] * image.shape[1]
+    thresholds = np.partition(image.reshape(-1, 3), count - 1 - count // 100, 0)[-1 - count // 100]
+    return image[None, (image >= thresholds).any(-1)]
 
 
 def to_linear(srgb: np.ndarray) -> np.ndarray:

@@ -25,9 +25,9 @@ class Programs:
     """
 
     encode: Any
-    """(variables, image [B, H, W, 3], H and W multiples of 8) -> conditions."""
+    """(variables, image [B, H, W, 3], H and W multiples of 8) -> `ZmarSNFlow.features`."""
     decode: Any
-    """(variables, z [B, H/8, W/8, 192], conditions) -> pixels in [0, 1], [B, H, W, 3]."""
+    """(variables, z [B, H/8, W/8, 192], features) -> pixels in [0, 1], [B, H, W, 3]."""
     shares: Shares | None = None
 
     def picture(self, pixels: Any) -> np.ndarray:

@@ -156,10 +156,12 @@ class Examples:
     def gain_of(self, i: int, seed: int) -> float:
         """What exposes picture i with this seed; of the noise, another draw."""
         picture = self.cache.picture(i, self.cache.roles[0])
-        if not self.darkens:
-            return gain(picture, self.white_point)
-        pixels, white_point = brightest(sample(picture), self.white_point)
-        return gain(darken(pixels, seed, self.config.darken), white_point)
+        if self.darkens:
+            picture = sample(picture)
+            if self.white_point == 1:  # no other pixel matters
+                picture = brightest(picture)
+            picture = darken(picture, seed, self.config.darken)
+        return gain(picture, self.white_point)
 
     def _window(
         self, i: int, seed: int, window: tuple[int, int, int, int]

@@ -54,14 +54,13 @@ class Encoder(nn.Module):
     def conditions(self, features: Mapping[str, Array]) -> dict[str, Array]:
         """fea_up0, fea_up1 and fea_up2 (SPEC section 3) from what a call returns."""
         d2, f = jnp.split(features["d2_f"], 2, -1)
-        u2 = self.reduce_chan2(d2)
-        kept = {name: features[name] for name in ("fea_up0", "fea_up1")}
-        return kept | {"fea_up2": jnp.concatenate([u2, f], -1)}
+        fea_up2 = jnp.concatenate([self.reduce_chan2(d2), f], -1)
+        return {"fea_up0": features["fea_up0"], "fea_up1": features["fea_up1"], "fea_up2": fea_up2}
 
     def composed(self, features: Mapping[str, Array]) -> dict[str, Array | Composed]:
         """The same for the flow, whose kernels take the matrix that makes fea_up2."""
-        kept = {name: features[name] for name in ("fea_up0", "fea_up1")}
-        return kept | {"fea_up2": Composed(features["d2_f"], self.reduce_chan2.kernel)}
+        fea_up2 = Composed(features["d2_f"], self.reduce_chan2.kernel)
+        return {"fea_up0": features["fea_up0"], "fea_up1": features["fea_up1"], "fea_up2": fea_up2}
 
     @nn.compact
     def __call__(self, lr: Array, mask: Array) -> dict[str, Array]:

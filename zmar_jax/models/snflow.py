@@ -1,19 +1,18 @@
 """The strengthened normalizing flow (SPEC section 4)."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import jax
 from flax import linen as nn
 
 from zmar_jax.config import ModelConfig, Remat
-from zmar_jax.flow import FlowLevel
+from zmar_jax.flow import Composed, FlowLevel
 from zmar_jax.rows import WHOLE, Rows
 
 Array = jax.Array
 
-Conditions = Mapping[str, Any]
-"""fea_up0, fea_up1, fea_up2: arrays, or `Composed` ones."""
+Conditions = Mapping[str, Array | Composed]
+"""fea_up0, fea_up1 and fea_up2 (SPEC section 3)."""
 
 
 class SNFlow(nn.Module):

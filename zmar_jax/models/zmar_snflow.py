@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,6 +18,9 @@ from zmar_jax.shares import Shares
 
 Array = jax.Array
 
+Features = Mapping[str, Array]
+"""What `features` or `encode` returned."""
+
 
 class ZmarSNFlow(nn.Module):
     """ZMAR-SNFlow (SPEC sections 2-5). Every method is pure: `model.apply(v, ..., method=...)`.
@@ -27,10 +31,10 @@ class ZmarSNFlow(nn.Module):
 
     `stripe_bytes` changes no parameter and no result beyond rounding: with it the encoder, and the
     flow unless `remat` is set, work on stripes of the image whose arrays take about that many
-    bytes, to stay within caches and memory; so do the encoder's gradients.
+    bytes (the flow's twice), to stay within caches and memory; so do the encoder's gradients.
     Neither does `remat`: gradients recompute the activations of every block and flow step
     (`blocks`), and the flow's steps even from what comes out of them (`reversible`).
-    With `shares`, inside `jax.shard_map`, each device works on its share of the rows: `encode`
+    With `shares`, inside `jax.shard_map`, each device works on its share of the rows: `features`
     takes the whole image and gives the share's conditions; `decode` takes those and the share's
     latent and gives the share's pixels, and a logdet that means nothing.
     """
@@ -43,10 +47,12 @@ class ZmarSNFlow(nn.Module):
     def setup(self):
         rows = WHOLE if self.is_initializing() else Rows(self.stripe_bytes, self.shares)
         self.encoder = Encoder(self.config, rows, self.remat != "none")
-        # higher stripes than the encoder's, as their halo is wider; none with gradients, as the
-        # flow's layers are narrow
-        stripe_bytes = 2 * (rows.stripe_bytes or 0) if self.remat == "none" else 0
-        rows = dataclasses.replace(rows, stripe_bytes=stripe_bytes or None)
+        if self.remat != "none":
+            # the flow's gradients are not in stripes: its layers are narrow
+            rows = dataclasses.replace(rows, stripe_bytes=None)
+        elif rows.stripe_bytes is not None:
+            # of twice the bytes, as their halo is wider
+            rows = dataclasses.replace(rows, stripe_bytes=2 * rows.stripe_bytes)
         self.flow = SNFlow(self.config, self.remat, rows)
 
     def encode(self, lr: Array, mask: Array) -> dict[str, Array]:
@@ -66,7 +72,7 @@ class ZmarSNFlow(nn.Module):
         """Latent z [B, H/8, W/8, 192] -> x [B, H, W, 3] and logdet = log|det dx/dz|, nats [B]."""
         return self.decode(z, self.features(lr, mask))
 
-    def decode(self, z: Array, conditions: Conditions) -> tuple[Array, Array]:
+    def decode(self, z: Array, conditions: Features) -> tuple[Array, Array]:
         """As `inverse`, from what `encode` or `features` returned: one pass of the encoder."""
         return self.flow.inverse(z, self._composed(conditions))
 
@@ -78,14 +84,14 @@ class ZmarSNFlow(nn.Module):
         """
         return self.conditional_nll(gt, self.features(lr, mask), noise)
 
-    def conditional_nll(self, gt: Array, conditions: Conditions, noise: Array) -> Array:
+    def conditional_nll(self, gt: Array, conditions: Features, noise: Array) -> Array:
         """As `nll`, from what `encode` or `features` returned."""
         x = losses.dequantize(gt, noise, self.config.quantization)
         z, logdet = self.flow.forward(x, self._composed(conditions))
         pixels = gt.shape[1] * gt.shape[2]
         return losses.nll_bits_per_pixel(z, logdet, pixels, self.config.quantization)
 
-    def _composed(self, conditions: Conditions) -> Conditions:
+    def _composed(self, conditions: Features) -> Conditions:
         return self.encoder.composed(conditions) if "d2_f" in conditions else conditions
 
     __call__ = nll
