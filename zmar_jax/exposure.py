@@ -71,9 +71,11 @@ def brightest(image: np.ndarray) -> np.ndarray:
     Of uint8 or uint16 [H, W, 3] those that are among the brightest 1 % in a channel, as noise may
     change their order; more where they are equal.
     """
-    count = image.shape[0] * image.shape[1]
-    thresholds = np.partition(image.reshape(-1, 3), count - 1 - count // 100, 0)[-1 - count // 100]
-    return image[None, (image >= thresholds).any(-1)]
+    chosen = np.zeros(image.shape[:2], bool)
+    for channel in np.moveaxis(image, -1, 0):
+        at_least = np.bincount(channel.ravel())[::-1].cumsum()[::-1]
+        chosen |= channel >= np.flatnonzero(at_least >= 0.01 * channel.size)[-1]
+    return image[None, chosen]
 
 
 def to_linear(srgb: np.ndarray) -> np.ndarray:
