@@ -115,7 +115,7 @@ def test_training_lowers_the_loss(config: Config, tmp_path: Path) -> None:
     assert np.mean(nll[-3:]) < np.mean(nll[:3]) - 0.5
 
 
-@pytest.mark.parametrize("at", [1, 3])
+@pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_a_stopped_run_goes_on_bit_for_bit(config, whole, tmp_path, monkeypatch, at) -> None:
     with monkeypatch.context() as patch:
         stop_after(patch, at)
@@ -153,6 +153,7 @@ def test_another_configuration_is_refused(config, whole) -> None:
         train(changed(config, learning_rate=0.1), whole)
 
 
+@pytest.mark.slow
 def test_accepted_changes_go_on(config, tmp_path, monkeypatch) -> None:
     with monkeypatch.context() as patch:
         stop_after(patch, 1)
