@@ -1,9 +1,9 @@
 """The best restoration of dark photographs with lost pixels that scikit-image's filters can make.
 
 Fills the lost pixels, brightens, denoises. Every setting is tuned on one set of pairs, one step
-after the other until nothing improves, and scored on another. Two bounds go with it: the chain with
-the brightness chosen per picture from its ground truth; and the ground truth itself, neither dark
-nor noisy, with the lost pixels filled. Pairs are made by `zmar-jax mask --darken`.
+after the other until nothing improves, and scored on another. Two rows tell what limits it: the
+chain with the brightness chosen per picture from its ground truth; and the ground truth itself,
+neither dark nor noisy, with the lost pixels filled. Pairs are made by `zmar-jax mask --darken`.
 
 $ zmar-jax mask photos/train tune --darken && zmar-jax mask photos/val test --darken
 $ python scripts/classical_baseline.py --tune-low tune/images --tune-gt photos/train \

@@ -72,6 +72,13 @@ def test_the_brightest_pixels_tell_the_gain(image: np.ndarray, cast: tuple[float
     assert gain(seen(brightest(image)), 1.0) == gain(seen(image), 1.0)
 
 
+def test_the_brightest_pixels_are_a_hundredth_of_each_channel() -> None:
+    values = np.random.default_rng(0).permuted(np.tile(np.arange(10_000), (3, 1)), axis=1)
+    image = values.T.reshape(100, 100, 3).astype(np.uint16)
+    expected = image[(image >= 9_900).any(-1)]
+    np.testing.assert_array_equal(brightest(image)[0], expected)
+
+
 def test_the_brightest_pixels_are_few_and_enough_for_noise() -> None:
     y, x = np.mgrid[:200, :300]
     scene = np.stack([100 + y // 2, 50 + x // 3, (x + y) // 3], -1).astype(np.uint8)
