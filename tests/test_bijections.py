@@ -20,7 +20,6 @@ from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.test_util import check_grads
 
 from zmar_jax import ops
 from zmar_jax.config import ModelConfig
@@ -394,6 +393,17 @@ def test_normalize_and_its_gradient(width: int, seed: int) -> None:
         np.testing.assert_allclose(pull(dy)[0], pull_plain(dy)[0], rtol=1e-7, atol=1e-9)
 
 
+@few
+@given(b=SIZE, h=st.integers(1, 25), w=SIZE, c=SIZE, seed=SEED)
+def test_square_sum_and_its_gradient(b: int, h: int, w: int, c: int, seed: int) -> None:
+    """Of heights that eight rows at a time divide, and of others."""
+    x, dy = normal(seed, b, h, w, c), normal(seed + 1, b, c)
+    y, pull = jax.vjp(ops.square_sum, x)
+    np.testing.assert_allclose(y, np.square(x).sum((1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(pull(dy)[0], 2 * x * dy[:, None, None], rtol=1e-6)
+    assert ops.square_sum(x.astype(jnp.bfloat16)).dtype == jnp.float32
+
+
 @many
 @given(b=SIZE, h=SIZE, w=SIZE, c=SIZE, seed=SEED)
 def test_squeeze2_orders_channels_like_pixel_unshuffle(
@@ -464,64 +474,6 @@ def test_shrink_is_the_bilinear_resize(factor: int, h: int, w: int, seed: int) -
 
     found, expected = golden.jit(pair)(x)
     np.testing.assert_allclose(found, expected, atol=1e-6)
-
-
-SHAPE = st.tuples(st.integers(1, 2), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4))
-
-
-def lax_conv(x: jax.Array, kernel: jax.Array, groups: int = 1) -> jax.Array:
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (1, 1),
-        "SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-        precision="highest",
-    )
-
-
-def padded_dw3(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return ops.dw3(ops.pad1(x), kernel)
-
-
-def check_convolution(found: Any, expected: Any, x: np.ndarray, kernel: np.ndarray) -> None:
-    """The same values and gradients, of `x`'s precision."""
-    cotangent = normal(1, *x.shape[:3], kernel.shape[-1]).astype(x.dtype)
-
-    def results(x: jax.Array, kernel: jax.Array) -> Any:
-        values, pulls = zip(*(jax.vjp(f, x, kernel) for f in (found, expected)), strict=True)
-        return [(y, *pull(cotangent)) for y, pull in zip(values, pulls, strict=True)]
-
-    with jax.enable_x64(x.dtype == np.float64):
-        for a, b in zip(*golden.jit(results)(x, kernel), strict=True):
-            assert a.dtype == x.dtype
-            np.testing.assert_allclose(a, b, atol=2e-5 if x.dtype == np.float32 else 1e-12)
-
-
-DTYPE = st.sampled_from([np.float32, np.float64])
-
-
-@few
-@given(shape=SHAPE, out=st.integers(1, 4), seed=SEED, dtype=DTYPE)
-def test_conv3_is_the_convolution(shape: tuple[int, ...], out: int, seed: int, dtype: Any) -> None:
-    x, kernel = normal(seed, *shape), normal(seed, 3, 3, shape[-1], out)
-    check_convolution(ops.conv3, lax_conv, x.astype(dtype), kernel.astype(dtype))
-
-
-@few
-@given(shape=SHAPE, seed=SEED, dtype=DTYPE)
-def test_dw3_is_the_depthwise_convolution(shape: tuple[int, ...], seed: int, dtype: Any) -> None:
-    x, kernel = normal(seed, *shape), normal(seed, 3, 3, 1, shape[-1])
-    expected = functools.partial(lax_conv, groups=shape[-1])
-    check_convolution(padded_dw3, expected, x.astype(dtype), kernel.astype(dtype))
-
-
-@pytest.mark.parametrize(("conv", "inner"), [(ops.conv3, 3), (padded_dw3, 1)])
-def test_gradients_of_gradients(conv: Any, inner: int) -> None:
-    with jax.enable_x64(True):
-        x, kernel = (normal(0, *s).astype(np.float64) for s in ((2, 4, 5, 3), (3, 3, inner, 3)))
-        check_grads(conv, (x, kernel), order=2, modes=["rev"], atol=1e-6, rtol=1e-6)
 
 
 LEVELS = st.sampled_from([np.dtype("uint8"), np.dtype("uint16")])

@@ -11,9 +11,9 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob("zmar_jax/**/*.py"))
 
 LAYERS = (
-    ("compilation", "config", "exposure", "hlo", "losses", "images", "latents", "tpu"),
+    ("compilation", "config", "exposure", "hlo", "losses", "images", "latents"),
     ("ops", "topology"),
-    ("optimizer", "shares"),
+    ("conv", "optimizer", "shares"),
     ("rows",),
     ("flow",),
     ("models",),

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from zmar_jax import compilation, memory, ops
 from zmar_jax.config import PRESETS, ModelConfig
+from zmar_jax.conv import conv3, winograd
 from zmar_jax.flow import invert_weights
 from zmar_jax.memory import GIB, MemoryLimitError, Plan
 from zmar_jax.models import ZmarSNFlow, param_shapes
@@ -126,30 +127,6 @@ def test_a_channel_that_is_zero_has_a_gradient() -> None:
         assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
 
 
-@pytest.mark.parametrize("height", [1, 14, 31, 80])
-@pytest.mark.parametrize("on", [ops._dw3_gradients, ops._dw3_gradients_cpu])
-def test_depthwise_gradients(height: int, on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of any number of rows, those of a CPU and of all else, against autodiff of shifted slices."""
-    monkeypatch.setattr(ops, "_dw3_gradients_cpu", on)
-    rng = np.random.default_rng(height)
-    x, kernel, dy = (
-        jnp.asarray(rng.standard_normal(shape), jnp.float32)
-        for shape in ((2, height + 2, 7, 5), (3, 3, 1, 5), (2, height, 5, 5))
-    )
-
-    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        taps = [
-            x[:, i : i + height, j : j + 5] * ops.channels(kernel[i, j])
-            for i in range(3)
-            for j in range(3)
-        ]
-        return functools.reduce(jnp.add, taps)
-
-    found, expected = (jax.vjp(fn, x, kernel)[1](dy) for fn in (ops.dw3, plain))
-    for a, b in zip(found, expected, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
-
-
 def test_stripes_of_the_smallest_size_are_several() -> None:
     assert stripe_rows((1, 88, 56, 8), 24, 1, 1) == 8
     assert stripe_rows((1, 44, 28, 12), 24, 1, 1) == 8  # the last one overlaps
@@ -243,8 +220,14 @@ def test_twelve_megapixels_take_less_than_16_gib() -> None:
     ],
 )
 def test_the_estimate_is_xlas_own_count(
-    config: ModelConfig, height: int, width: int, stripe_bytes: int | None
+    config: ModelConfig,
+    height: int,
+    width: int,
+    stripe_bytes: int | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    if stripe_bytes is None:  # as on an accelerator, whose convolutions are the plain ones
+        monkeypatch.setattr(winograd, "worthwhile", lambda x: False)
     programs = lowered(make_programs(config, stripe_bytes), config, height, width)
     counted = max(taken(p) for p in programs) + memory.PROGRAM
     estimate = memory.need(config, height, width, stripe_bytes)
@@ -290,7 +273,7 @@ def test_windows_see_their_neighbours(
     def local(wanted: Wanted, x: jax.Array) -> Any:
         y = x
         for _ in range(halo):
-            y = ops.conv3(y + 1, kernel) / 9
+            y = conv3(y + 1, kernel) / 9
         y = wanted.crop(y)
         return y, wanted.counted(y).sum((1, 2))
 

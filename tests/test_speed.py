@@ -16,6 +16,7 @@ from jax import lax
 
 from zmar_jax import compilation, ops
 from zmar_jax.config import ModelConfig
+from zmar_jax.conv import conv1, conv3, dw3
 from zmar_jax.flow import Composed
 from zmar_jax.flow.coupling import ConditionProjection
 from zmar_jax.models.attention import ZMA
@@ -63,8 +64,8 @@ def test_zero_mask_attention() -> None:
 
     def literal(x: Array, attention: Array) -> Array:
         kernel = jnp.concatenate([dropped, params["qkv_dwconv"]], -1)
-        qkv = conv(ops.conv1(x, params["qkv"]), kernel)
-        out = ops.conv1(ops.mix_cells(qkv[..., 2 * d :], attention), params["project_out"])
+        qkv = conv(conv1(x, params["qkv"]), kernel)
+        out = conv1(ops.mix_cells(qkv[..., 2 * d :], attention), params["project_out"])
         # an optimising compiler would leave out what is not used
         return out + 1e-30 * qkv[..., : 2 * d].max()
 
@@ -74,11 +75,18 @@ def test_zero_mask_attention() -> None:
     assert ratio(literal, ours, x, attention) > 1.5
 
 
+@pytest.mark.parametrize(("inputs", "outputs"), [(192, 128), (96, 96), (64, 24)])
+def test_winograd(inputs: int, outputs: int) -> None:
+    """Half the products against XLA's own convolution."""
+    x, kernel = normal(1, 40, 150, inputs), normal(3, 3, inputs, outputs)
+    assert ratio(conv, conv3, x, kernel) > 1.2
+
+
 def test_depthwise() -> None:
     """Nine shifted multiply-adds against XLA's grouped convolution."""
     x, taps = normal(1, 66, 66, 254), normal(3, 3, 1, 254)
     literal = lambda x, taps: conv(x, taps, 254, "VALID")  # noqa: E731
-    assert ratio(literal, ops.dw3, x, taps) > 1.5
+    assert ratio(literal, dw3, x, taps) > 1.5
 
 
 def test_weight_gradients_in_a_scan() -> None:
@@ -91,7 +99,7 @@ def test_weight_gradients_in_a_scan() -> None:
 
         return jax.grad(loss)
 
-    assert ratio(gradient(conv), gradient(ops.conv3), kernels, x) > 5
+    assert ratio(gradient(conv), gradient(conv3), kernels, x) > 5
 
 
 def test_composed_condition() -> None:
@@ -101,7 +109,7 @@ def test_composed_condition() -> None:
     kernel = normal(3, 3, 288, 4, 128)
 
     def literal(kernel: Array, features: Array, matrix: Array) -> Array:
-        u2 = ops.conv1(features[..., :96], matrix)
+        u2 = conv1(features[..., :96], matrix)
         y = conv(jnp.concatenate([u2, features[..., 96:]], -1), kernel.reshape(3, 3, 288, -1))
         return jnp.moveaxis(y.reshape(1, 80, 80, 4, 128), 3, 0)
 

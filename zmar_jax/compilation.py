@@ -17,7 +17,8 @@ CPU_OPTIONS = {
     "xla_backend_optimization_level": 2,
 }
 STRIPE_BYTES = 24 << 20
-"""What the encoder's wide layers work on at once on CPU, near the caches; the flow's twice that."""
+"""What the encoder's wide layers work on at once on CPU, near the caches; the flow's eight times
+that."""
 TRAINING_STRIPE_BYTES = 7 << 20
 """The same for gradients, which have more arrays at work at once."""
 

@@ -68,8 +68,11 @@ def _count_equation(eqn: core.JaxprEqn, rule: Callable[[core.JaxprEqn], int]) ->
     match eqn.primitive.name:
         case "scan":
             return eqn.params["length"] * sum(inner)
-        case "cond":  # the same work in forms for different platforms; the plainest counts
-            return min(inner)
+        case "cond":
+            # the same work in forms for different platforms: the plain one counts, even where
+            # Winograd's has half the products
+            platforms = eqn.params.get("branches_platforms") or ()
+            return inner[platforms.index(None)] if None in platforms else min(inner)
     return sum(inner) if inner else rule(eqn)
 
 

@@ -1,19 +1,14 @@
-"""Pure array functions: what an image becomes, and the convolutions in their fast forms.
-
-Arrays are NHWC. Kernels are HWIO; a depthwise kernel is [3, 3, 1, C].
-"""
+"""Pure array functions of NHWC arrays: what an image becomes, and what acts on channels."""
 
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
-
-from zmar_jax import tpu
 
 Array = jax.Array
 
@@ -175,6 +170,42 @@ def pixel_sum(x: Array) -> Array:
     )
 
 
+@jax.custom_vjp
+def square_sum(x: Array) -> Array:
+    """Of each channel's numbers over the pixels: [B, H, W, C] -> [B, C], float32 at least."""
+    return lax.platform_dependent(x, cpu=_square_sum_cpu, default=_square_sum)
+
+
+def _square_sum(x: Array) -> Array:
+    return jnp.square(x.astype(wide(x.dtype))).sum((1, 2))
+
+
+def _square_sum_cpu(x: Array) -> Array:
+    """A few rows at a time, in a loop before which XLA must finish x.
+
+    It would compute x anew for the squares otherwise, and add rows in scalar code.
+    """
+    b, h, w, c = x.shape
+    few = max(rows for rows in range(1, 9) if h % rows == 0)
+
+    def add(total: Array, start: Array) -> tuple[Array, None]:
+        rows = lax.dynamic_slice_in_dim(x, start, few, 1).astype(total.dtype)
+        squares = [jnp.square(rows[:, i]) for i in range(few)]
+        return total + functools.reduce(operator.add, squares), None
+
+    zeros = jnp.zeros((b, w, c), wide(x.dtype))
+    total = lax.scan(add, zeros, jnp.arange(0, h, few))[0]
+    return jnp.matmul(jnp.ones((w,), total.dtype), total, precision=HIGHEST)
+
+
+def _square_sum_bwd(x: Array, dy: Array) -> tuple[Array]:
+    b, c = dy.shape
+    return ((2 * x * dy.reshape(b, 1, 1, c)).astype(x.dtype),)
+
+
+square_sum.defvjp(lambda x: (square_sum(x), x), _square_sum_bwd)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def normalize(x: Array, eps: float) -> Array:
     """x with mean 0 and variance 1 (biased, plus eps) over the last axis."""
@@ -222,13 +253,6 @@ def gelu(x: Array) -> Array:
     return 0.5 * x * (1 + lax.erf(x * math.sqrt(0.5)))
 
 
-def conv1(x: Array, kernel: Array) -> Array:
-    """1x1 convolution: [B, H, W, I] with [I, O] -> [B, H, W, O], in the dtype of x."""
-    # of two axes, as the gradients of a product over four are five times slower on CPU
-    flat = jnp.matmul(x.reshape(-1, x.shape[-1]), kernel.astype(x.dtype), precision=HIGHEST)
-    return flat.reshape(*x.shape[:-1], -1)
-
-
 def gram(q: Array, k: Array) -> Array:
     """q^T k of each image, [B, N, I] and [B, N, J] -> [B, I, J], float32 at least."""
     wanted = wide(q.dtype)
@@ -236,154 +260,3 @@ def gram(q: Array, k: Array) -> Array:
         product = jnp.matmul(q[0].T, k[0], precision=HIGHEST, preferred_element_type=wanted)
         return product[None]
     return jnp.matmul(q.mT, k, precision=HIGHEST, preferred_element_type=wanted)
-
-
-def conv3(x: Array, kernel: Array) -> Array:
-    """3x3 convolution, zero padding 1: [B, H, W, I] with [3, 3, I, O], in the dtype of x."""
-    return _conv3(x, kernel.astype(x.dtype))
-
-
-@jax.custom_vjp
-def _conv3(x: Array, kernel: Array) -> Array:
-    if not tpu.narrow(x.shape[-1], x.dtype):
-        return _plain_conv3(x, kernel)
-    return lax.platform_dependent(x, kernel, tpu=tpu.conv3, default=_plain_conv3)
-
-
-def _plain_conv3(x: Array, kernel: Array) -> Array:
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=HIGHEST
-    )
-
-
-def _conv3_bwd(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    # XLA's own weight gradient is ten times slower than nine matmuls on CPU inside a scan
-    # (DESIGN, "Gradients need care"); on TPU the nine take longer to compile, and to run.
-    x, kernel = residuals
-    dx = _conv3(dy, kernel[::-1, ::-1].swapaxes(2, 3))
-
-    def product(tap: Array, dy: Array) -> Array:
-        tap, dy = (a.reshape(-1, a.shape[-1]) for a in (tap, dy))
-        return jnp.matmul(tap.T, dy, precision=HIGHEST)
-
-    return dx, _tap_gradients(product, pad1(x), dy, kernel.shape)
-
-
-_conv3.defvjp(lambda x, kernel: (_conv3(x, kernel), (x, kernel)), _conv3_bwd)
-
-
-@jax.custom_vjp
-def dw3(x: Array, kernel: Array) -> Array:
-    """Depthwise 3x3 convolution without padding: [B, H+2, W+2, C] with [3, 3, 1, C].
-
-    Nine shifted multiply-adds that XLA fuses into one loop; `lax.conv` with
-    `feature_group_count=C` is ten times slower on CPU.
-    """
-    weights = kernel.astype(x.dtype).reshape(9, 1, 1, 1, -1)
-    return functools.reduce(operator.add, map(operator.mul, _taps(x), weights))
-
-
-def _dw3_bwd(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
-    x, kernel = residuals
-    dy = jnp.pad(dy, ((0, 0), (2, 2), (2, 2), (0, 0)))
-    gradients = lax.platform_dependent(
-        x, kernel[::-1, ::-1], dy, cpu=_dw3_gradients_cpu, default=_dw3_gradients
-    )
-    return gradients[0], gradients[1].reshape(kernel.shape).astype(kernel.dtype)
-
-
-def _dw3_gradients(x: Array, reverse: Array, dy: Array) -> tuple[Array, Array]:
-    """Gradients of x and, [9, C], of the kernel, from padded dy [B, H+4, W+4, C]."""
-    products = [jnp.sum(x * tap, (0, 1, 2), dtype=wide(x.dtype)) for tap in _taps(dy)]
-    return dw3(dy, reverse), jnp.stack(products[::-1])
-
-
-def _dw3_gradients_cpu(x: Array, reverse: Array, dy: Array) -> tuple[Array, Array]:
-    """The same in a loop over rows, before which XLA must finish dy.
-
-    It would compute dy anew in each of ten loops otherwise, and no barrier stops it. Its sums over
-    axes before the last are scalar code, so rows are added and columns multiplied with ones.
-    """
-    b, height, width, c = x.shape
-    count = math.ceil(height / 16)
-    rows = math.ceil(height / count)
-    ones = jnp.ones((1, b * width), wide(x.dtype))
-
-    def product(x: Array, tap: Array) -> Array:
-        rows_of = (a.astype(ones.dtype).swapaxes(0, 1) for a in (x, tap))
-        summed = functools.reduce(operator.add, map(operator.mul, *rows_of))
-        return jnp.matmul(ones, summed.reshape(-1, c), precision=HIGHEST)
-
-    def step(done: tuple[Array, Array], i: Array) -> tuple[tuple[Array, Array], None]:
-        dx, total = done
-        start = jnp.minimum(i * rows, height - rows)
-        mine = lax.dynamic_slice_in_dim(x, start, rows, axis=1)
-        near = lax.dynamic_slice_in_dim(dy, start, rows + 2, axis=1)
-        dx = lax.dynamic_update_slice_in_dim(dx, dw3(near, reverse), start, axis=1)
-        if height % count:  # the last rows overlap those before
-            fresh = (start + jnp.arange(rows) >= i * rows).reshape(1, -1, 1, 1)
-            mine = jnp.where(fresh, mine, 0)
-        products = [product(mine, tap) for tap in _taps(near)]
-        return (dx, total + jnp.concatenate(products[::-1])), None
-
-    zeros = jnp.zeros_like(x), jnp.zeros((9, c), ones.dtype)
-    return lax.scan(step, zeros, jnp.arange(count))[0]
-
-
-dw3.defvjp(lambda x, kernel: (dw3(x, kernel), (x, kernel)), _dw3_bwd)
-
-
-def _tap_gradients(
-    product: Callable[[Array, Array], Array],
-    x: Array,
-    dy: Array,
-    shape: tuple[int, ...],
-) -> Array:
-    """product(tap, dy) of the nine taps of padded x, as the kernel's gradient, of this shape.
-
-    On CPU in stripes of rows, which stay in the caches: three to five times faster at 160x160.
-    On TPU one convolution.
-    """
-
-    def whole(x: Array, dy: Array) -> Array:
-        return jnp.stack([product(tap, dy) for tap in _taps(x)]).reshape(shape)
-
-    def striped(x: Array, dy: Array) -> Array:
-        width = max(x.shape[-1], dy.shape[-1])
-        rows = _divisor(dy.shape, width, max(_TAP_BYTES, 4 * math.prod(shape)))
-        if rows == dy.shape[1]:
-            return whole(x, dy)
-
-        def add(total: Array, start: Array) -> tuple[Array, None]:
-            stripe = lax.dynamic_slice_in_dim(x, start, rows + 2, axis=1)
-            return total + whole(stripe, lax.dynamic_slice_in_dim(dy, start, rows, axis=1)), None
-
-        zeros = jnp.zeros(shape, jax.eval_shape(whole, x, dy).dtype)
-        return lax.scan(add, zeros, jnp.arange(0, dy.shape[1], rows))[0]
-
-    return lax.platform_dependent(x, dy, cpu=striped, tpu=tpu.conv3_weight_gradient, default=whole)
-
-
-_TAP_BYTES = 256 << 10
-
-
-def _taps(x: Array) -> list[Array]:
-    """The nine shifted views of padded x, in the order of a kernel's rows and columns."""
-    _, h, w, _ = x.shape
-    return [x[:, i : i + h - 2, j : j + w - 2] for i in range(3) for j in range(3)]
-
-
-def pad1(x: Array) -> Array:
-    """One zero pixel around [B, H, W, C]."""
-    return jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-
-
-def _divisor(shape: tuple[int, ...], width: int, stripe_bytes: int) -> int:
-    """Rows of a stripe whose `width` channels take about `stripe_bytes`, a divisor of H.
-
-    Rather too many rows than thin stripes, mostly halo.
-    """
-    b, h, w, _ = shape
-    most = max(stripe_bytes // (4 * b * w * width), 1)
-    divisors = [r for r in range(1, h + 1) if h % r == 0 and r > most / 4]
-    return max((r for r in divisors if r <= most), default=min(divisors, default=h))

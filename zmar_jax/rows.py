@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from zmar_jax import ops
+from zmar_jax.conv import pad1
 from zmar_jax.shares import Shares
 
 Array = jax.Array
@@ -37,7 +38,7 @@ class Wanted(NamedTuple):
 
     def pad1(self, x: Array) -> Array:
         """The wanted rows of a window and one more on each side, with zeros around the window."""
-        return self._slice(ops.pad1(x), self.rows + 2)
+        return self._slice(pad1(x), self.rows + 2)
 
     def counted(self, x: Array, other: float = 0) -> Array:
         """x of the wanted rows, with `other` in the rows that sums do not count."""

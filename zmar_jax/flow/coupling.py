@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from zmar_jax import ops
 from zmar_jax.config import ModelConfig
+from zmar_jax.conv import conv1, conv3
 from zmar_jax.flow import compose
 from zmar_jax.flow.actnorm import ActNorm
 from zmar_jax.flow.compose import Bijection, Pair
@@ -119,14 +120,14 @@ class CouplingNet(nn.Module):
         """h [B, H, W, hidden] -> scale and shift, float32 [B, H, W, width]."""
         cfg, hidden = self.config, h.shape[-1]
         h = nn.relu(ActNorm(cfg.actnorm_eps, name="actnorm0").forward(h)[0])
-        h = ops.conv1(h, self.param("conv1", normal_init, (hidden, hidden)))
+        h = conv1(h, self.param("conv1", normal_init, (hidden, hidden)))
         h = nn.relu(ActNorm(cfg.actnorm_eps, name="actnorm1").forward(h)[0])
         kernel = self.param("kernel", nn.initializers.zeros, (3, 3, hidden, 2 * width))
         bias = self.param("bias", nn.initializers.zeros, (2 * width,))
         gain = jnp.exp(3 * self.param("logs", nn.initializers.zeros, (2 * width,)))
         # shifts are the even channels and logits the odd: sort the kernel, not the activations
         kernel, bias = _sort_even_odd(kernel * ops.channels(gain)), _sort_even_odd(bias * gain)
-        out = ops.conv3(h, kernel).astype(ops.wide(h.dtype)) + ops.channels(bias)
+        out = conv3(h, kernel).astype(ops.wide(h.dtype)) + ops.channels(bias)
         shift, logit = jnp.split(out, 2, -1)
         return nn.sigmoid(logit + cfg.scale_shift) + cfg.scale_eps, shift
 
@@ -139,7 +140,7 @@ class Conv3(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", normal_init, (3, 3, x.shape[-1], self.features))
-        return ops.conv3(x, kernel)
+        return conv3(x, kernel)
 
 
 class Composed(NamedTuple):
@@ -180,8 +181,17 @@ class ConditionProjection(nn.Module):
     def __call__(self, cond: Array | Composed) -> Array:
         """cond [B, H, W, Cc] -> [K, B, H, W, 2 * hidden]: fFeatures' half, then fAffine's."""
         features, kernel = self.one_by_one(cond)
-        h = project(features, kernel.reshape(*kernel.shape[:3], -1), self.config)
-        return jnp.moveaxis(h.reshape(*features.shape[:3], self.config.flow_steps, -1), 3, 0)
+
+        def together(features: Array, kernel: Array) -> Array:
+            h = project(features, kernel.reshape(*kernel.shape[:3], -1), self.config)
+            return jnp.moveaxis(h.reshape(*features.shape[:3], *kernel.shape[3:]), 3, 0)
+
+        def in_turn(features: Array, kernel: Array) -> Array:
+            share = lambda kernel: project(features, kernel, self.config)  # noqa: E731
+            return jax.lax.map(share, jnp.moveaxis(kernel, 3, 0))
+
+        # a CPU's caches hold the kernel of one step, and less memory is taken
+        return jax.lax.platform_dependent(features, kernel, cpu=in_turn, default=together)
 
     def one_by_one(self, cond: Array | Composed) -> Condition:
         """The same, left for each step to do."""
@@ -195,7 +205,7 @@ class ConditionProjection(nn.Module):
 
 
 def project(features: Array, kernel: Array, config: ModelConfig) -> Array:
-    return ops.conv3(ops.hidden_cast(features, config.policy), kernel)
+    return conv3(ops.hidden_cast(features, config.policy), kernel)
 
 
 def _sort_even_odd(x: Array) -> Array:

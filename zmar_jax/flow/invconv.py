@@ -8,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from zmar_jax import ops
+from zmar_jax.conv import conv1
 from zmar_jax.flow.health import record
 
 Array = jax.Array
@@ -28,7 +28,7 @@ class InvConv(nn.Module):
         weight = self.weight(x.shape[-1])
         logabsdet = jnp.linalg.slogdet(weight)[1]
         record(self, "logabsdet", logabsdet)
-        return ops.conv1(x, weight.T), _logdet(x, logabsdet)
+        return conv1(x, weight.T), _logdet(x, logabsdet)
 
     def inverse(self, y: Array, cond: Array | None = None) -> tuple[Array, Array]:
         weight = self.weight(y.shape[-1])
@@ -38,7 +38,7 @@ class InvConv(nn.Module):
         else:
             inverse = jnp.linalg.inv(weight)
             logabsdet = jnp.linalg.slogdet(weight)[1]
-        return ops.conv1(y, inverse.T), -_logdet(y, logabsdet)
+        return conv1(y, inverse.T), -_logdet(y, logabsdet)
 
 
 def invert_weights(params: dict[str, Any]) -> dict[str, Any]:

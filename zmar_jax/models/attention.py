@@ -10,9 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from zmar_jax import ops
 from zmar_jax.config import ModelConfig
+from zmar_jax.conv import conv1, conv3, dw3, pad1
 from zmar_jax.rows import WHOLE, Rows, Wanted, function
 
 Array = jax.Array
@@ -21,6 +23,8 @@ conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """PyTorch's default for a convolution: uniform within 1 / sqrt(fan_in)."""
 
 HIGHEST = ops.HIGHEST
+KEPT = "pass"
+"""Names what a pass over the pixels gives."""
 
 
 class LayerNorm(nn.Module):
@@ -56,7 +60,7 @@ class ZMA(nn.Module):
         out = self.param("project_out", conv_init, (d, d))
         kernel = jnp.einsum("im,hwmv->hwiv", qkv, value, precision=HIGHEST)
         kernel = jnp.einsum("hwiv,vo->hwio", kernel, out, precision=HIGHEST)
-        return self.rows.mix_cells(lambda x: ops.conv3(norm(x), kernel), x, attention, 2 * d)
+        return self.rows.mix_cells(lambda x: conv3(norm(x), kernel), x, attention, 2 * d)
 
 
 class MDTA(nn.Module):
@@ -80,18 +84,16 @@ class MDTA(nn.Module):
     def features(self, x: Array, part: int) -> Array:
         """q, k or v (part 0, 1 or 2): x [B, H + 2, W + 2, d] from `pad1` -> [B, H, W, d]."""
         part_of = slice(part * self.width, (part + 1) * self.width)
-        return ops.dw3(ops.conv1(x, self.qkv[:, part_of]), self.taps[..., part_of])
+        return dw3(conv1(x, self.qkv[:, part_of]), self.taps[..., part_of])
 
     def sums(self, q: Array, k: Array, wanted: Wanted) -> tuple[Array, Array, Array]:
         """q k^T and the squared norms of q's and k's rows, over pixels, float32."""
         b, d, h = q.shape[0], self.width, self.heads
-        q, k = (wanted.counted(a).reshape(b, -1, d) for a in (q, k))
+        q, k = map(wanted.counted, (q, k))
+        qq, kk = (ops.square_sum(a).reshape(b, h, d // h, 1) for a in (q, k))
         # of all heads with all: their own are thin products of transposed arrays otherwise
-        gram = ops.gram(q, k).reshape(b, h, d // h, h, d // h)
+        gram = ops.gram(q.reshape(b, -1, d), k.reshape(b, -1, d)).reshape(b, h, d // h, h, d // h)
         gram = jnp.moveaxis(jnp.diagonal(gram, axis1=1, axis2=3), -1, 1)
-        qq, kk = (
-            jnp.square(a.astype(ops.wide(a.dtype))).sum(1).reshape(b, h, d // h, 1) for a in (q, k)
-        )
         return gram, qq, kk
 
     def mixer(self, gram: Array, qq: Array, kk: Array) -> Array:
@@ -126,13 +128,13 @@ class GDFN(nn.Module):
         pad = [(0, -self.hidden % 16)]
         # in halves, as the gradient of a split writes all channels again, slowly
         a, b = (
-            ops.dw3(
-                ops.conv1(x, jnp.pad(project_in[:, half], [(0, 0), *pad])),
+            dw3(
+                conv1(x, jnp.pad(project_in[:, half], [(0, 0), *pad])),
                 jnp.pad(taps[..., half], [(0, 0)] * 3 + pad),
             )
             for half in (slice(self.hidden), slice(self.hidden, None))
         )
-        return ops.conv1(ops.gelu(a) * b, jnp.pad(project_out, [*pad, (0, 0)]))
+        return conv1(ops.gelu(a) * b, jnp.pad(project_out, [*pad, (0, 0)]))
 
 
 class Block(nn.Module):
@@ -159,9 +161,9 @@ class Block(nn.Module):
         """x [B, H, W, d] -> (x, None), the shape of a scan's body."""
         d = self.width
         if attention is not None:
-            x = x + self.mask(x, function(self.rows, self.norm1), attention)
+            x = self._kept(x + self.mask(x, function(self.rows, self.norm1), attention))
         if self.rows.whole:  # gradients would keep twice what is computed in two passes
-            normed = ops.pad1(self.norm1(x))
+            normed = pad1(self.norm1(x))
             q, k, v = (self.attn.features(normed, part) for part in range(3))
             x = x + self.attn(v, self.attn.mixer(*self.attn.sums(q, k, Wanted(x.shape[1]))))
         else:
@@ -172,9 +174,14 @@ class Block(nn.Module):
     def _pass(self, method: str, x: Array, width: int, *extra: Array) -> tuple[Any, Any]:
         fn = function(self.rows, self, method)
         in_place = method != "attend_sums"
-        return self.rows.apply(
+        results = self.rows.apply(
             lambda wanted, x: fn(wanted, x, *extra), x, halo=1, width=width, in_place=in_place
         )
+        return self._kept(results) if method == "attend_sums" else results
+
+    def _kept(self, results: Any) -> Any:
+        """For the gradients of `Stage.remat`, where stripes recompute what is wide, anyway."""
+        return results if self.rows.whole else checkpoint_name(results, KEPT)
 
     def attend_sums(self, wanted: Wanted, x: Array) -> tuple[None, tuple[Array, ...]]:
         normed = wanted.pad1(self.norm1(x))
@@ -203,9 +210,10 @@ class Stage(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, attention: Array | None = None) -> Array:
+        keep = jax.checkpoint_policies.save_only_these_names(KEPT)
         blocks = nn.scan(
             # a scan's body needs no protection from common-subexpression elimination
-            nn.remat(Block, prevent_cse=False) if self.remat else Block,
+            nn.remat(Block, prevent_cse=False, policy=keep) if self.remat else Block,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]

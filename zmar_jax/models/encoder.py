@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from zmar_jax import ops
 from zmar_jax.config import ModelConfig
+from zmar_jax.conv import conv1, conv3
 from zmar_jax.flow import Composed
 from zmar_jax.models.attention import Stage, conv_init
 from zmar_jax.rows import WHOLE, Rows
@@ -25,7 +26,7 @@ class Conv3(nn.Module):
     def __call__(self, x: Array) -> Array:
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", conv_init, (3, 3, *shape))
-        local = lambda wanted, x: (wanted.crop(ops.conv3(x, kernel)), ())  # noqa: E731
+        local = lambda wanted, x: (wanted.crop(conv3(x, kernel)), ())  # noqa: E731
         return self.rows.apply(local, x, halo=1, width=max(shape))[0]
 
 
@@ -38,7 +39,7 @@ class Conv1(nn.Module):
         self.kernel = self.param("kernel", conv_init, self.shape)
 
     def __call__(self, x: Array) -> Array:
-        return ops.conv1(x, self.kernel)
+        return conv1(x, self.kernel)
 
 
 class Encoder(nn.Module):

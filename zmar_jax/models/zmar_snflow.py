@@ -31,7 +31,7 @@ class ZmarSNFlow(nn.Module):
 
     `stripe_bytes` changes no parameter and no result beyond rounding: with it the encoder, and the
     flow unless `remat` is set, work on stripes of the image whose arrays take about that many
-    bytes (the flow's twice), to stay within caches and memory; so do the encoder's gradients.
+    bytes (the flow's eight times), to stay within caches and memory; so do the encoder's gradients.
     Neither does `remat`: gradients recompute the activations of every block and flow step
     (`blocks`), and the flow's steps even from what comes out of them (`reversible`).
     With `shares`, inside `jax.shard_map`, each device works on its share of the rows: `features`
@@ -51,8 +51,8 @@ class ZmarSNFlow(nn.Module):
             # the flow's gradients are not in stripes: its layers are narrow
             rows = dataclasses.replace(rows, stripe_bytes=None)
         elif rows.stripe_bytes is not None:
-            # of twice the bytes, as their halo is wider
-            rows = dataclasses.replace(rows, stripe_bytes=2 * rows.stripe_bytes)
+            # of more bytes, as their halo is wider and the encoder's peak is higher, anyway
+            rows = dataclasses.replace(rows, stripe_bytes=8 * rows.stripe_bytes)
         self.flow = SNFlow(self.config, self.remat, rows)
 
     def encode(self, lr: Array, mask: Array) -> dict[str, Array]:

@@ -1,0 +1,147 @@
+"""Every form of a convolution, on every platform, is the convolution; so are its gradients."""
+
+import functools
+from typing import Any
+
+import golden
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from jax.test_util import check_grads
+
+from zmar_jax import ops
+from zmar_jax.conv import conv3, depthwise, dw3, pad1, tpu, winograd
+
+few = settings(max_examples=10, deadline=None)
+SHAPE = st.tuples(st.integers(1, 2), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4))
+SEED = st.integers(0, 99)
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def lax_conv(x: jax.Array, kernel: jax.Array, groups: int = 1) -> jax.Array:
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (1, 1),
+        "SAME",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+        precision="highest",
+    )
+
+
+def padded_dw3(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return dw3(pad1(x), kernel)
+
+
+def check_convolution(found: Any, expected: Any, x: np.ndarray, kernel: np.ndarray) -> None:
+    """The same values and gradients, of `x`'s precision."""
+    cotangent = normal(1, *x.shape[:3], kernel.shape[-1]).astype(x.dtype)
+
+    def results(x: jax.Array, kernel: jax.Array) -> Any:
+        values, pulls = zip(*(jax.vjp(f, x, kernel) for f in (found, expected)), strict=True)
+        return [(y, *pull(cotangent)) for y, pull in zip(values, pulls, strict=True)]
+
+    with jax.enable_x64(x.dtype == np.float64):
+        for a, b in zip(*golden.jit(results)(x, kernel), strict=True):
+            assert a.dtype == x.dtype
+            rounding = 1e-5 if x.dtype == np.float32 else 1e-13
+            np.testing.assert_allclose(a, b, atol=rounding * max(1, np.abs(b).max()))
+
+
+DTYPE = st.sampled_from([np.float32, np.float64])
+
+
+@few
+@given(shape=SHAPE, out=st.integers(1, 4), seed=SEED, dtype=DTYPE)
+def test_conv3_is_the_convolution(shape: tuple[int, ...], out: int, seed: int, dtype: Any) -> None:
+    x, kernel = normal(seed, *shape), normal(seed, 3, 3, shape[-1], out)
+    check_convolution(conv3, lax_conv, x.astype(dtype), kernel.astype(dtype))
+
+
+@few
+@given(shape=SHAPE, seed=SEED, dtype=DTYPE)
+def test_dw3_is_the_depthwise_convolution(shape: tuple[int, ...], seed: int, dtype: Any) -> None:
+    x, kernel = normal(seed, *shape), normal(seed, 3, 3, 1, shape[-1])
+    expected = functools.partial(lax_conv, groups=shape[-1])
+    check_convolution(padded_dw3, expected, x.astype(dtype), kernel.astype(dtype))
+
+
+@pytest.mark.parametrize(("conv", "inner"), [(conv3, 3), (padded_dw3, 1)])
+def test_gradients_of_gradients(conv: Any, inner: int) -> None:
+    with jax.enable_x64(True):
+        x, kernel = (normal(0, *s).astype(np.float64) for s in ((2, 4, 5, 3), (3, 3, inner, 3)))
+        check_grads(conv, (x, kernel), order=2, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
+@few
+@given(shape=SHAPE, more=st.integers(0, 12), out=st.integers(1, 4), seed=SEED, dtype=DTYPE)
+def test_winograd_is_the_convolution(
+    shape: tuple[int, ...], more: int, out: int, seed: int, dtype: Any
+) -> None:
+    b, h, w, c = shape
+    x, kernel = normal(seed, b, h + more, w, c), normal(seed, 3, 3, c, out)
+    check_convolution(winograd.conv3, lax_conv, x.astype(dtype), kernel.astype(dtype))
+
+
+@pytest.mark.parametrize("shape", [(2, 20, 25, 16), (1, 31, 33, 17)])
+def test_winograd_within_conv3(shape: tuple[int, ...]) -> None:
+    assert winograd.worthwhile(jnp.zeros(shape))
+    check_convolution(conv3, lax_conv, normal(0, *shape), normal(1, 3, 3, shape[-1], 20))
+
+
+SIZES = [(6, 40), (40, 6), (40, 40), (192, 128)]
+
+
+@pytest.mark.parametrize(("form", "rounding"), [(tpu, 3e-6), (winograd, 1e-5)])
+@pytest.mark.parametrize(("inputs", "outputs"), SIZES)
+def test_rounding(form: Any, rounding: float, inputs: int, outputs: int) -> None:
+    """Written out for a TPU a convolution is as exact as float32, Winograd's a little less."""
+    rng = np.random.default_rng(0)
+    shapes = (2, 12, 10, inputs), (3, 3, inputs, outputs), (2, 12, 10, outputs)
+    x, kernel, dy = (rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+    with jax.enable_x64(True):
+        wide = [jnp.asarray(a, jnp.float64) for a in (x, kernel, dy)]
+        exact, vjp = jax.vjp(lax_conv, *wide[:2])
+        exact, weights = np.asarray(exact), np.asarray(vjp(wide[2])[1])
+    found = jax.jit(form.conv3)(x, kernel)
+    assert np.abs(found - exact).max() < rounding * exact.std()
+    found = jax.jit(form.conv3_weight_gradient)(pad1(jnp.asarray(x)), dy)
+    assert np.abs(found - weights).max() < rounding * weights.std()
+
+
+def test_winograd_is_for_float32_with_products_to_save() -> None:
+    assert winograd.worthwhile(jnp.zeros((1, 40, 25, 16)))
+    assert not winograd.worthwhile(jnp.zeros((1, 40, 25, 3)))
+    assert not winograd.worthwhile(jnp.zeros((1, 20, 20, 64)))
+    assert not winograd.worthwhile(jnp.zeros((1, 40, 40, 64), jnp.bfloat16))
+
+
+@pytest.mark.parametrize("height", [1, 14, 31, 80])
+@pytest.mark.parametrize("on", [depthwise._dw3_gradients, depthwise._dw3_gradients_cpu])
+def test_depthwise_gradients(height: int, on: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any number of rows, those of a CPU and of all else, against autodiff of shifted slices."""
+    monkeypatch.setattr(depthwise, "_dw3_gradients_cpu", on)
+    rng = np.random.default_rng(height)
+    x, kernel, dy = (
+        jnp.asarray(rng.standard_normal(shape), jnp.float32)
+        for shape in ((2, height + 2, 7, 5), (3, 3, 1, 5), (2, height, 5, 5))
+    )
+
+    def plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        taps = [
+            x[:, i : i + height, j : j + 5] * ops.channels(kernel[i, j])
+            for i in range(3)
+            for j in range(3)
+        ]
+        return functools.reduce(jnp.add, taps)
+
+    found, expected = (jax.vjp(fn, x, kernel)[1](dy) for fn in (dw3, plain))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5 * float(jnp.abs(b).max()))
