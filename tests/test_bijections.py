@@ -35,7 +35,7 @@ from zmar_jax.flow import (
     Squeeze,
     invert_weights,
 )
-from zmar_jax.flow.coupling import ConditionProjection
+from zmar_jax.flow.coupling import ConditionProjection, project_in_turn, project_together
 from zmar_jax.models import ZmarSNFlow, param_shapes
 from zmar_jax.models.encoder import Encoder
 from zmar_jax.models.snflow import SNFlow
@@ -393,13 +393,23 @@ def test_normalize_and_its_gradient(width: int, seed: int) -> None:
         np.testing.assert_allclose(pull(dy)[0], pull_plain(dy)[0], rtol=1e-7, atol=1e-9)
 
 
+def test_projections_together_and_in_turn() -> None:
+    features, kernel, dy = normal(0, 2, 5, 6, 7), normal(1, 3, 3, 7, 3, 4), normal(2, 3, 2, 5, 6, 4)
+    (y, pull), (expected, other) = (
+        jax.vjp(f, features, kernel) for f in (project_together, project_in_turn)
+    )
+    for a, b in zip((y, *pull(dy)), (expected, *other(dy)), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
 @few
 @given(b=SIZE, h=st.integers(1, 25), w=SIZE, c=SIZE, seed=SEED)
 def test_square_sum_and_its_gradient(b: int, h: int, w: int, c: int, seed: int) -> None:
-    """Of heights that eight rows at a time divide, and of others."""
+    """Of heights that eight rows at a time divide, and of others; on CPU, and on all else."""
     x, dy = normal(seed, b, h, w, c), normal(seed + 1, b, c)
-    y, pull = jax.vjp(ops.square_sum, x)
-    np.testing.assert_allclose(y, np.square(x).sum((1, 2)), rtol=1e-5)
+    pull = jax.vjp(ops.square_sum, x)[1]
+    for form in (ops.square_sum, ops._square_sum):
+        np.testing.assert_allclose(form(x), np.square(x).sum((1, 2)), rtol=1e-5)
     np.testing.assert_allclose(pull(dy)[0], 2 * x * dy[:, None, None], rtol=1e-6)
     assert ops.square_sum(x.astype(jnp.bfloat16)).dtype == jnp.float32
 

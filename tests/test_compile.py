@@ -112,13 +112,14 @@ def test_clocks_follow_from_peaks():
 
 
 def test_costs_count_platform_forms_once():
-    x, kernel = jnp.zeros((1, 4, 4, 8)), jnp.zeros((3, 3, 8, 5))
-    forward = 16 * 9 * 8 * 5
+    x, kernel = jnp.zeros((1, 40, 30, 16)), jnp.zeros((3, 3, 16, 5))
+    forward = 1200 * 9 * 16 * 5
     assert cost.matrix_multiply_adds(conv3, x, kernel) == (forward, 6 * forward)
     gradient = jax.grad(lambda x, kernel: conv3(x, kernel).sum(), (0, 1))
     assert cost.matrix_multiply_adds(gradient, x, kernel)[0] == 3 * forward
 
 
+@pytest.mark.slow
 @needs_libtpu
 def test_the_training_step_compiles_for_a_tpu(capsys):
     options = ["--topology", "v5e:2x2", "--batch", "4", "--crop", "16", "--only", "train", "--json"]

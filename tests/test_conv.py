@@ -73,7 +73,7 @@ def test_dw3_is_the_depthwise_convolution(shape: tuple[int, ...], seed: int, dty
     check_convolution(padded_dw3, expected, x.astype(dtype), kernel.astype(dtype))
 
 
-@pytest.mark.parametrize(("conv", "inner"), [(conv3, 3), (padded_dw3, 1)])
+@pytest.mark.parametrize(("conv", "inner"), [(conv3, 3), (winograd.conv3, 3), (padded_dw3, 1)])
 def test_gradients_of_gradients(conv: Any, inner: int) -> None:
     with jax.enable_x64(True):
         x, kernel = (normal(0, *s).astype(np.float64) for s in ((2, 4, 5, 3), (3, 3, inner, 3)))
@@ -92,8 +92,16 @@ def test_winograd_is_the_convolution(
 
 @pytest.mark.parametrize("shape", [(2, 20, 25, 16), (1, 31, 33, 17)])
 def test_winograd_within_conv3(shape: tuple[int, ...]) -> None:
-    assert winograd.worthwhile(jnp.zeros(shape))
-    check_convolution(conv3, lax_conv, normal(0, *shape), normal(1, 3, 3, shape[-1], 20))
+    x, kernel = normal(0, *shape), normal(1, 3, 3, shape[-1], 20)
+    check_convolution(conv3, lax_conv, x, kernel)
+    found, expected = (jax.jit(form)(x, kernel) for form in (conv3, winograd.conv3))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_plain_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a GPU, and of bfloat16 on a CPU."""
+    monkeypatch.setattr(winograd, "exact", lambda dtype: False)
+    check_convolution(conv3, lax_conv, normal(0, 2, 5, 6, 3), normal(1, 3, 3, 3, 4))
 
 
 SIZES = [(6, 40), (40, 6), (40, 40), (192, 128)]

@@ -16,10 +16,11 @@ from hypothesis import strategies as st
 from zmar_jax import compilation, memory, ops
 from zmar_jax.config import PRESETS, ModelConfig
 from zmar_jax.conv import conv3, winograd
-from zmar_jax.flow import invert_weights
+from zmar_jax.cost import multiply_adds
+from zmar_jax.flow import coupling, invert_weights
 from zmar_jax.memory import GIB, MemoryLimitError, Plan
-from zmar_jax.models import ZmarSNFlow, param_shapes
-from zmar_jax.models.attention import Block
+from zmar_jax.models import ZmarSNFlow, attention, param_shapes
+from zmar_jax.models.attention import Block, Stage
 from zmar_jax.programs import make_programs, make_split_programs
 from zmar_jax.restore import Restorer
 from zmar_jax.rows import Rows, Wanted, stripe_rows
@@ -127,6 +128,22 @@ def test_a_channel_that_is_zero_has_a_gradient() -> None:
         assert np.isfinite(leaf).all(), jax.tree_util.keystr(path)
 
 
+def test_gradients_of_stripes_keep_what_is_costly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They compute MDTA's sums and ZMA's result once."""
+    attention_of = ops.cell_attention(jnp.ones((1, 64, 16, 1)), 4)
+    x = jnp.ones((1, 64, 16, 8))
+
+    def cost_of_gradient() -> int:
+        params = jax.eval_shape(Stage(TINY, 1, 1).init, jax.random.key(0), x, attention_of)
+        stage = Stage(TINY, 1, 1, Rows(1 << 14), remat=True)
+        loss = lambda params: stage.apply(params, x, attention_of).sum()  # noqa: E731
+        return multiply_adds(jax.grad(loss), params)
+
+    kept = cost_of_gradient()
+    monkeypatch.setattr(attention, "checkpoint_name", lambda x, name: x)
+    assert kept < 0.95 * cost_of_gradient()
+
+
 def test_stripes_of_the_smallest_size_are_several() -> None:
     assert stripe_rows((1, 88, 56, 8), 24, 1, 1) == 8
     assert stripe_rows((1, 44, 28, 12), 24, 1, 1) == 8  # the last one overlaps
@@ -226,8 +243,9 @@ def test_the_estimate_is_xlas_own_count(
     stripe_bytes: int | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    if stripe_bytes is None:  # as on an accelerator, whose convolutions are the plain ones
+    if stripe_bytes is None:  # as on an accelerator, which has the plain forms
         monkeypatch.setattr(winograd, "worthwhile", lambda x: False)
+        monkeypatch.setattr(coupling, "project_in_turn", coupling.project_together)
     programs = lowered(make_programs(config, stripe_bytes), config, height, width)
     counted = max(taken(p) for p in programs) + memory.PROGRAM
     estimate = memory.need(config, height, width, stripe_bytes)

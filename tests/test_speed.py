@@ -16,7 +16,7 @@ from jax import lax
 
 from zmar_jax import compilation, ops
 from zmar_jax.config import ModelConfig
-from zmar_jax.conv import conv1, conv3, dw3
+from zmar_jax.conv import conv1, conv3, dense, dw3, winograd
 from zmar_jax.flow import Composed
 from zmar_jax.flow.coupling import ConditionProjection
 from zmar_jax.models.attention import ZMA
@@ -32,7 +32,9 @@ def normal(*shape: int) -> Array:
 
 def ratio(literal: Callable[..., Any], ours: Callable[..., Any], *args: Any) -> float:
     """Seconds of the first by seconds of the second, in turns, the fastest of five each."""
-    programs = [compilation.jit(f) for f in (literal, ours)]
+    # the other tests compile for less speed
+    options = {k: v for k, v in compilation.CPU_OPTIONS.items() if compilation.known(k, v)}
+    programs = [jax.jit(f, compiler_options=options) for f in (literal, ours)]
     results = [jax.block_until_ready(program(*args)) for program in programs]
     for found, expected in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3)
@@ -90,7 +92,7 @@ def test_depthwise() -> None:
 
 
 def test_weight_gradients_in_a_scan() -> None:
-    """Nine matmuls in stripes of rows against XLA's own gradient of a convolution."""
+    """Winograd's kernel gradient against XLA's own."""
     x, kernels = normal(1, 40, 40, 48), normal(4, 3, 3, 48, 48)
 
     def gradient(conv3: Callable[..., Array]) -> Callable[..., Any]:
@@ -100,6 +102,28 @@ def test_weight_gradients_in_a_scan() -> None:
         return jax.grad(loss)
 
     assert ratio(gradient(conv), gradient(conv3), kernels, x) > 5
+
+
+def test_weight_gradient() -> None:
+    """Winograd's against nine matmuls."""
+    x, dy = normal(1, 82, 82, 192), normal(1, 80, 80, 128)
+    plain, ours = dense._plain_weight_gradient, winograd.conv3_weight_gradient
+    assert ratio(plain, ours, x, dy) > 1.2
+
+
+def test_square_sums() -> None:
+    """Of what is computed just before, and not computed again for its squares."""
+    x, taps = normal(1, 52, 602, 96), normal(3, 3, 1, 96)
+
+    def sums(square_sum: Callable[[Array], Array]) -> Callable[..., Any]:
+        def both(x: Array, taps: Array) -> Any:
+            y = dw3(x, taps)
+            flat = y.reshape(1, -1, 96)
+            return ops.gram(flat, flat) / 3e4, square_sum(y) / 3e4
+
+        return both
+
+    assert ratio(sums(ops._square_sum), sums(ops.square_sum), x, taps) > 1.1
 
 
 def test_composed_condition() -> None:

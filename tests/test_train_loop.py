@@ -108,6 +108,7 @@ def test_what_a_run_writes(whole: Path) -> None:
     assert (whole / "config.yaml").exists()
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss(config: Config, tmp_path: Path) -> None:
     longer = changed(config, steps=20, validate_every=100, checkpoint_every=100)
     train(longer, tmp_path)

@@ -43,7 +43,10 @@ def peak_memory() -> int:
 
 
 def restore_multiply_adds(config: ModelConfig, height: int, width: int) -> tuple[int, int]:
-    """Multiply-adds of encoder and flow to restore one image, multiples of 8, as built here."""
+    """Multiply-adds of encoder and flow to restore one image, multiples of 8, as built here.
+
+    Of the plain forms: on a CPU Winograd's convolutions have half of theirs.
+    """
     model = ZmarSNFlow(config)
     lr, mask = (jax.ShapeDtypeStruct((1, height, width, c), jnp.float32) for c in (3, 1))
     z = jax.ShapeDtypeStruct((1, height // 8, width // 8, 192), jnp.float32)

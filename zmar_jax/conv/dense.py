@@ -46,8 +46,8 @@ def _plain_conv3(x: Array, kernel: Array) -> Array:
 def _conv3_bwd(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = residuals
     dx = _conv3(dy, kernel[::-1, ::-1].swapaxes(2, 3))
-    # XLA's own is ten times slower than nine matmuls on CPU inside a scan (DESIGN, "Gradients
-    # need care"); on TPU the nine take longer to compile, and to run
+    # XLA's own is ten times slower than matmuls on CPU inside a scan; on TPU nine matmuls take
+    # longer to compile, and to run
     forms: dict[str, Callable[..., Array]] = {"tpu": tpu.conv3_weight_gradient}
     if winograd.exact(x.dtype):
         forms["cpu"] = winograd.conv3_weight_gradient

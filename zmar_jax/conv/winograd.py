@@ -23,6 +23,7 @@ Array = jax.Array
 ROWS = 4
 """Of the result that are computed at once, from two more of the input."""
 P, Q = math.sqrt(0.5), math.sqrt(2)
+"""The points, with 0, -P, -Q and infinity."""
 INPUT = np.array(
     [
         [1, 0, -2.5, 0, 1, 0],
@@ -71,7 +72,10 @@ def worthwhile(x: Array) -> bool:
 
 
 def conv3(x: Array, kernel: Array) -> Array:
-    """3x3 convolution, zero padding 1: [B, H, W, I] with [3, 3, I, O] -> [B, H, W, O]."""
+    """3x3 convolution, zero padding 1: [B, H, W, I] with [3, 3, I, O] -> [B, H, W, O].
+
+    Both in the same dtype, one that is `exact`.
+    """
     b, h, w, _ = x.shape
     x = jnp.pad(x, ((0, 0), (1, 1 + -h % ROWS), (0, 0), (0, 0)))
     kernels = [_sum(weights, list(kernel))[None] for weights in KERNEL]

@@ -28,7 +28,7 @@ class Coupling(nn.Module):
     3. z2, s and t from z1 alone (`fAffine2`, the strengthened step).
 
     `cond` is [B, H, W, 2 * hidden]: the condition after the first convolutions that read it,
-    fFeatures' and fAffine's share (`ConditionProjection` makes it for all steps at once).
+    fFeatures' and fAffine's share (`ConditionProjection` makes it).
     The two convolutions that read z1 are one, too: parameter `z1`.
     """
 
@@ -167,8 +167,8 @@ class Condition(NamedTuple):
 class ConditionProjection(nn.Module):
     """The first convolutions of fFeatures and fAffine on the condition.
 
-    The condition does not change along a level, so for all K steps at once this is one
-    convolution, outside the sequential part.
+    The condition does not change along a level, so this is done once for all K steps, outside the
+    sequential part.
     """
 
     config: ModelConfig
@@ -181,17 +181,12 @@ class ConditionProjection(nn.Module):
     def __call__(self, cond: Array | Composed) -> Array:
         """cond [B, H, W, Cc] -> [K, B, H, W, 2 * hidden]: fFeatures' half, then fAffine's."""
         features, kernel = self.one_by_one(cond)
-
-        def together(features: Array, kernel: Array) -> Array:
-            h = project(features, kernel.reshape(*kernel.shape[:3], -1), self.config)
-            return jnp.moveaxis(h.reshape(*features.shape[:3], *kernel.shape[3:]), 3, 0)
-
-        def in_turn(features: Array, kernel: Array) -> Array:
-            share = lambda kernel: project(features, kernel, self.config)  # noqa: E731
-            return jax.lax.map(share, jnp.moveaxis(kernel, 3, 0))
-
-        # a CPU's caches hold the kernel of one step, and less memory is taken
-        return jax.lax.platform_dependent(features, kernel, cpu=in_turn, default=together)
+        return jax.lax.platform_dependent(
+            ops.hidden_cast(features, self.config.policy),
+            kernel,
+            cpu=project_in_turn,
+            default=project_together,
+        )
 
     def one_by_one(self, cond: Array | Composed) -> Condition:
         """The same, left for each step to do."""
@@ -205,7 +200,19 @@ class ConditionProjection(nn.Module):
 
 
 def project(features: Array, kernel: Array, config: ModelConfig) -> Array:
+    """One step's share: [B, H, W, Cc] with [3, 3, Cc, 2 * hidden] -> [B, H, W, 2 * hidden]."""
     return conv3(ops.hidden_cast(features, config.policy), kernel)
+
+
+def project_together(features: Array, kernel: Array) -> Array:
+    """All steps' shares by one convolution: kernel [3, 3, Cc, K, O] -> [K, B, H, W, O]."""
+    h = conv3(features, kernel.reshape(*kernel.shape[:3], -1))
+    return jnp.moveaxis(h.reshape(*features.shape[:3], *kernel.shape[3:]), 3, 0)
+
+
+def project_in_turn(features: Array, kernel: Array) -> Array:
+    """The same by K convolutions: a CPU's caches hold one step's kernel, and memory is spared."""
+    return jax.lax.map(lambda kernel: conv3(features, kernel), jnp.moveaxis(kernel, 3, 0))
 
 
 def _sort_even_odd(x: Array) -> Array:

@@ -23,8 +23,8 @@ conv_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 """PyTorch's default for a convolution: uniform within 1 / sqrt(fan_in)."""
 
 HIGHEST = ops.HIGHEST
-KEPT = "pass"
-"""Names what a pass over the pixels gives."""
+KEPT = "kept"
+"""Names what gradients keep of a block in stripes: MDTA's sums, and x after ZMA."""
 
 
 class LayerNorm(nn.Module):
@@ -87,7 +87,11 @@ class MDTA(nn.Module):
         return dw3(conv1(x, self.qkv[:, part_of]), self.taps[..., part_of])
 
     def sums(self, q: Array, k: Array, wanted: Wanted) -> tuple[Array, Array, Array]:
-        """q k^T and the squared norms of q's and k's rows, over pixels, float32."""
+        """q k^T and the squared norms of q's and k's rows, over pixels, float32.
+
+        Args:
+          q, k: [B, rows, W, d].
+        """
         b, d, h = q.shape[0], self.width, self.heads
         q, k = map(wanted.counted, (q, k))
         qq, kk = (ops.square_sum(a).reshape(b, h, d // h, 1) for a in (q, k))
@@ -180,7 +184,7 @@ class Block(nn.Module):
         return self._kept(results) if method == "attend_sums" else results
 
     def _kept(self, results: Any) -> Any:
-        """For the gradients of `Stage.remat`, where stripes recompute what is wide, anyway."""
+        """Named for `Stage.remat`, as stripes do not need them to recompute what is wide."""
         return results if self.rows.whole else checkpoint_name(results, KEPT)
 
     def attend_sums(self, wanted: Wanted, x: Array) -> tuple[None, tuple[Array, ...]]:
@@ -199,7 +203,8 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """`length` equal blocks in one scan over stacked parameters, so that one is compiled.
 
-    With `remat`, gradients recompute each block's activations instead of keeping them.
+    With `remat`, gradients recompute each block's activations instead of keeping them; in stripes
+    they keep what is costly to recompute and small (`KEPT`).
     """
 
     config: ModelConfig
