@@ -100,7 +100,7 @@ def test_winograd_within_conv3(shape: tuple[int, ...]) -> None:
 
 def test_plain_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a GPU, and of bfloat16 on a CPU."""
-    monkeypatch.setattr(winograd, "exact", lambda dtype: False)
+    monkeypatch.setattr(winograd, "precise", lambda dtype: False)
     check_convolution(conv3, lax_conv, normal(0, 2, 5, 6, 3), normal(1, 3, 3, 3, 4))
 
 

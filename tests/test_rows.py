@@ -141,7 +141,7 @@ def test_gradients_of_stripes_keep_what_is_costly(monkeypatch: pytest.MonkeyPatc
 
     kept = cost_of_gradient()
     monkeypatch.setattr(attention, "checkpoint_name", lambda x, name: x)
-    assert kept < 0.95 * cost_of_gradient()
+    assert kept < 0.92 * cost_of_gradient()  # with one of the two 0.94 or 0.97
 
 
 def test_stripes_of_the_smallest_size_are_several() -> None:

@@ -33,7 +33,7 @@ def normal(*shape: int) -> Array:
 def ratio(literal: Callable[..., Any], ours: Callable[..., Any], *args: Any) -> float:
     """Seconds of the first by seconds of the second, in turns, the fastest of five each."""
     # the other tests compile for less speed
-    options = {k: v for k, v in compilation.CPU_OPTIONS.items() if compilation.known(k, v)}
+    options = compilation.cpu_options()
     programs = [jax.jit(f, compiler_options=options) for f in (literal, ours)]
     results = [jax.block_until_ready(program(*args)) for program in programs]
     for found, expected in zip(*map(jax.tree.leaves, results), strict=True):

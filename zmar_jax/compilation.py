@@ -37,8 +37,11 @@ def jit(fn: Callable[..., Any], platform: str | None = None, **kwargs: Any) -> A
 
 @functools.cache
 def _options(backend: str) -> dict[str, Any]:
-    if backend != "cpu":
-        return {}
+    return cpu_options() if backend == "cpu" else {}
+
+
+def cpu_options() -> dict[str, Any]:
+    """Those of CPU_OPTIONS that this XLA has."""
     return {name: value for name, value in CPU_OPTIONS.items() if known(name, value)}
 
 

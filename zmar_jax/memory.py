@@ -86,7 +86,7 @@ def need(
         # the skip connection meets what was upsampled, or stripes of that layer beside its input
         stripe = 4.4 * max(stripe_bytes, LEAST_ROWS * 4 * width * wide)
         encode = max(mine * (4.2 * dim + 6), mine * 3 * dim + min(stripe, layer))
-        decode = 0  # less than that, even in stripes of eight times the bytes
+        decode = 0  # hardly more than that, as counted up to stripes of 1 GiB at 12 megapixels
     both = max(encode, decode) + mine * conditions + _weights(config)
     # the picture, its mask and the latent, of which each device has all
     shared = 8 * 4 * height * width if devices > 1 else 0

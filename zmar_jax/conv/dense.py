@@ -49,7 +49,7 @@ def _conv3_bwd(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]
     # XLA's own is ten times slower than matmuls on CPU inside a scan; on TPU nine matmuls take
     # longer to compile, and to run
     forms: dict[str, Callable[..., Array]] = {"tpu": tpu.conv3_weight_gradient}
-    if winograd.exact(x.dtype):
+    if winograd.precise(x.dtype):
         forms["cpu"] = winograd.conv3_weight_gradient
     dkernel = lax.platform_dependent(pad1(x), dy, **forms, default=_plain_weight_gradient)
     return dx, dkernel

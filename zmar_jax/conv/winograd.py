@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from zmar_jax.ops import HIGHEST
+
 Array = jax.Array
 
 ROWS = 4
@@ -57,7 +59,7 @@ OUTPUT = np.array(
 """From the products there to four rows of the result, [4, 6]."""
 
 
-def exact(dtype: Any) -> bool:
+def precise(dtype: Any) -> bool:
     """Whether numbers of this type bear the transforms: their rounding is not bfloat16's."""
     return dtype in (jnp.float32, jnp.float64)
 
@@ -68,13 +70,13 @@ def worthwhile(x: Array) -> bool:
     With few pixels the kernel's transform costs more.
     """
     b, h, w, channels = x.shape
-    return exact(x.dtype) and channels >= 16 and b * h * w >= 1000
+    return precise(x.dtype) and channels >= 16 and b * h * w >= 1000
 
 
 def conv3(x: Array, kernel: Array) -> Array:
     """3x3 convolution, zero padding 1: [B, H, W, I] with [3, 3, I, O] -> [B, H, W, O].
 
-    Both in the same dtype, one that is `exact`.
+    Both in the same dtype, one that is `precise`.
     """
     b, h, w, _ = x.shape
     x = jnp.pad(x, ((0, 0), (1, 1 + -h % ROWS), (0, 0), (0, 0)))
@@ -82,7 +84,7 @@ def conv3(x: Array, kernel: Array) -> Array:
     values = [
         lax.conv_general_dilated(
             value, at_point, (1, 1), ((0, 0), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=lax.Precision.HIGHEST,
+            precision=HIGHEST,
         )
         for value, at_point in zip(_input(x), kernels, strict=True)
     ]  # fmt: skip
@@ -99,7 +101,7 @@ def conv3_weight_gradient(x: Array, dy: Array) -> Array:
 
     def product(value: Array, dvalue: Array) -> Array:
         value, dvalue = (a.reshape(-1, a.shape[-1]) for a in (value, dvalue))
-        return jnp.matmul(value.T, dvalue, precision=lax.Precision.HIGHEST)
+        return jnp.matmul(value.T, dvalue, precision=HIGHEST)
 
     dkernels = [
         jnp.stack([product(value[:, :, j : j + w], dvalue) for j in range(3)])
