@@ -261,8 +261,8 @@ def _jax_restore(config: Any, params: Any, inputs: dict[str, np.ndarray]) -> tup
     programs = restorer.programs(h, w)
 
     def run() -> None:
-        conditions = programs.encode(restorer.variables, image)
-        restored = programs.decode(restorer.variables, z, conditions)
+        features = programs.encode(restorer.variables, image)
+        restored = programs.decode(restorer.variables, z, features)
         results[:] = [jax.block_until_ready(restored)]
 
     return run, lambda: np.asarray(results[0])

@@ -27,6 +27,11 @@ def jit(function: Callable[..., Any]) -> Any:
     return jax.jit(function, compiler_options=QUICK if jax.default_backend() == "cpu" else None)
 
 
+def normal(seed: int, *shape: int) -> np.ndarray:
+    """Random float32 numbers."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
 @functools.cache
 def load(name: str) -> dict[str, np.ndarray]:
     with np.load(FOLDER / f"{name}.npz") as file:

@@ -20,10 +20,6 @@ SHAPE = st.tuples(st.integers(1, 2), st.integers(1, 5), st.integers(1, 5), st.in
 SEED = st.integers(0, 99)
 
 
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
 def lax_conv(x: jax.Array, kernel: jax.Array, groups: int = 1) -> jax.Array:
     return jax.lax.conv_general_dilated(
         x,
@@ -42,7 +38,7 @@ def padded_dw3(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 def check_convolution(found: Any, expected: Any, x: np.ndarray, kernel: np.ndarray) -> None:
     """The same values and gradients, of `x`'s precision."""
-    cotangent = normal(1, *x.shape[:3], kernel.shape[-1]).astype(x.dtype)
+    cotangent = golden.normal(1, *x.shape[:3], kernel.shape[-1]).astype(x.dtype)
 
     def results(x: jax.Array, kernel: jax.Array) -> Any:
         values, pulls = zip(*(jax.vjp(f, x, kernel) for f in (found, expected)), strict=True)
@@ -61,14 +57,14 @@ DTYPE = st.sampled_from([np.float32, np.float64])
 @few
 @given(shape=SHAPE, out=st.integers(1, 4), seed=SEED, dtype=DTYPE)
 def test_conv3_is_the_convolution(shape: tuple[int, ...], out: int, seed: int, dtype: Any) -> None:
-    x, kernel = normal(seed, *shape), normal(seed, 3, 3, shape[-1], out)
+    x, kernel = golden.normal(seed, *shape), golden.normal(seed, 3, 3, shape[-1], out)
     check_convolution(conv3, lax_conv, x.astype(dtype), kernel.astype(dtype))
 
 
 @few
 @given(shape=SHAPE, seed=SEED, dtype=DTYPE)
 def test_dw3_is_the_depthwise_convolution(shape: tuple[int, ...], seed: int, dtype: Any) -> None:
-    x, kernel = normal(seed, *shape), normal(seed, 3, 3, 1, shape[-1])
+    x, kernel = golden.normal(seed, *shape), golden.normal(seed, 3, 3, 1, shape[-1])
     expected = functools.partial(lax_conv, groups=shape[-1])
     check_convolution(padded_dw3, expected, x.astype(dtype), kernel.astype(dtype))
 
@@ -76,7 +72,9 @@ def test_dw3_is_the_depthwise_convolution(shape: tuple[int, ...], seed: int, dty
 @pytest.mark.parametrize(("conv", "inner"), [(conv3, 3), (winograd.conv3, 3), (padded_dw3, 1)])
 def test_gradients_of_gradients(conv: Any, inner: int) -> None:
     with jax.enable_x64(True):
-        x, kernel = (normal(0, *s).astype(np.float64) for s in ((2, 4, 5, 3), (3, 3, inner, 3)))
+        x, kernel = (
+            golden.normal(0, *s).astype(np.float64) for s in ((2, 4, 5, 3), (3, 3, inner, 3))
+        )
         check_grads(conv, (x, kernel), order=2, modes=["rev"], atol=1e-6, rtol=1e-6)
 
 
@@ -86,13 +84,13 @@ def test_winograd_is_the_convolution(
     shape: tuple[int, ...], more: int, out: int, seed: int, dtype: Any
 ) -> None:
     b, h, w, c = shape
-    x, kernel = normal(seed, b, h + more, w, c), normal(seed, 3, 3, c, out)
+    x, kernel = golden.normal(seed, b, h + more, w, c), golden.normal(seed, 3, 3, c, out)
     check_convolution(winograd.conv3, lax_conv, x.astype(dtype), kernel.astype(dtype))
 
 
 @pytest.mark.parametrize("shape", [(2, 20, 25, 16), (1, 31, 33, 17)])
 def test_winograd_within_conv3(shape: tuple[int, ...]) -> None:
-    x, kernel = normal(0, *shape), normal(1, 3, 3, shape[-1], 20)
+    x, kernel = golden.normal(0, *shape), golden.normal(1, 3, 3, shape[-1], 20)
     check_convolution(conv3, lax_conv, x, kernel)
     found, expected = (jax.jit(form)(x, kernel) for form in (conv3, winograd.conv3))
     np.testing.assert_array_equal(found, expected)
@@ -101,7 +99,7 @@ def test_winograd_within_conv3(shape: tuple[int, ...]) -> None:
 def test_plain_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a GPU, and of bfloat16 on a CPU."""
     monkeypatch.setattr(winograd, "precise", lambda dtype: False)
-    check_convolution(conv3, lax_conv, normal(0, 2, 5, 6, 3), normal(1, 3, 3, 3, 4))
+    check_convolution(conv3, lax_conv, golden.normal(0, 2, 5, 6, 3), golden.normal(1, 3, 3, 3, 4))
 
 
 SIZES = [(6, 40), (40, 6), (40, 40), (192, 128)]

@@ -109,8 +109,8 @@ def test_a_batch_over_four_devices_restores_as_one_by_one(network):
         np.testing.assert_allclose(255 * std, expected_std, atol=1e-2)
     # before rounding, too
     programs = alone.programs(32, 32)
-    conditions = programs.encode(alone.variables, lows[1][None])
-    mode = programs.decode(alone.variables, np.zeros((1, 4, 4, 192), np.float32), conditions)
+    features = programs.encode(alone.variables, lows[1][None])
+    mode = programs.decode(alone.variables, np.zeros((1, 4, 4, 192), np.float32), features)
     _, (mean, _), _ = network.restore(lows, Sampling(), network.encode(lows))
     np.testing.assert_allclose(mean, mode[0], atol=2e-5)
 
@@ -315,8 +315,8 @@ def test_a_restoration_that_is_not_finite_has_no_score(
 ):
     decode = Network.restore
 
-    def broken(self, lows, sampling, conditions):
-        restored = decode(self, lows, sampling, conditions)
+    def broken(self, lows, sampling, features):
+        restored = decode(self, lows, sampling, features)
         restored[0][0][3, 4, 1] = np.nan
         return restored
 

@@ -56,14 +56,14 @@ def run(model: ZmarSNFlow, height: int, width: int) -> tuple[Any, jax.Array, jax
     image, z = inputs(height, width)
 
     def restore(variables: Any, image: Any, z: Any) -> Any:
-        conditions = model.apply(variables, *ops.network_input(image), method="features")
-        return conditions, *model.apply(variables, z, conditions, method="decode")
+        features = model.apply(variables, *ops.network_input(image), method="features")
+        return features, *model.apply(variables, z, features, method="decode")
 
     return golden.jit(restore)(variables(), image, z)
 
 
 def same(found: Any, expected: Any) -> None:
-    """Within 1e-4 of the standard deviation of conditions, and of 1 of pixels."""
+    """Within 1e-4 of the standard deviation of features, and of 1 of pixels."""
     for key, array in expected[0].items():
         np.testing.assert_allclose(found[0][key], array, atol=1e-4 * array.std(), err_msg=key)
     np.testing.assert_allclose(found[1], expected[1], atol=1e-4)
@@ -168,9 +168,9 @@ def split_programs(height: int, devices: int, stripe_bytes: int | None = None) -
 def test_devices_equal_one(size: tuple[int, int], devices: int, stripe_bytes: int | None) -> None:
     image, z = inputs(*size)
     programs = split_programs(size[0], devices, stripe_bytes)
-    conditions = programs.encode(variables(), image)
-    pixels = programs.picture(programs.decode(variables(), z, conditions))
-    assert len(conditions["d2_f"].sharding.device_set) == devices
+    features = programs.encode(variables(), image)
+    pixels = programs.picture(programs.decode(variables(), z, features))
+    assert len(features["d2_f"].sharding.device_set) == devices
     np.testing.assert_allclose(pixels, np.clip(whole(*size)[1], 0, 1), atol=1e-4)
 
 
@@ -194,9 +194,9 @@ def lowered(programs: Any, config: ModelConfig, height: int, width: int) -> tupl
     shapes = {"params": params, "inverse": unflatten_dict(inverse)}
     image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
     z = jax.ShapeDtypeStruct((1, height // 8, width // 8, 192), jnp.float32)
-    conditions = jax.eval_shape(programs.encode, shapes, image)
+    features = jax.eval_shape(programs.encode, shapes, image)
     encode = programs.encode.lower(shapes, image).compile()
-    return encode, programs.decode.lower(shapes, z, conditions).compile()
+    return encode, programs.decode.lower(shapes, z, features).compile()
 
 
 def taken(program: Any) -> int:

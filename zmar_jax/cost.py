@@ -54,12 +54,12 @@ def restore_multiply_adds(config: ModelConfig, height: int, width: int) -> tuple
     def encode(params: Any, lr: Any, mask: Any) -> Any:
         return model.apply({"params": params}, lr, mask, method="features")
 
-    def decode(params: Any, z: Any, conditions: Any) -> Any:
-        return model.apply({"params": params}, z, conditions, method="decode")
+    def decode(params: Any, z: Any, features: Any) -> Any:
+        return model.apply({"params": params}, z, features, method="decode")
 
     params = param_shapes(config)
-    conditions = jax.eval_shape(encode, params, lr, mask)
-    return multiply_adds(encode, params, lr, mask), multiply_adds(decode, params, z, conditions)
+    features = jax.eval_shape(encode, params, lr, mask)
+    return multiply_adds(encode, params, lr, mask), multiply_adds(decode, params, z, features)
 
 
 def _count(jaxpr: core.Jaxpr, rule: Callable[[core.JaxprEqn], int]) -> int:

@@ -21,7 +21,7 @@ AXIS = "height"
 class Programs:
     """Jitted functions of `variables`, params and `flow.invert_weights` of them.
 
-    With `shares`, conditions and pixels are the shares of all devices below each other.
+    With `shares`, features and pixels are the shares of all devices below each other.
     """
 
     encode: Any
@@ -76,7 +76,7 @@ def make_split_programs(
     return Programs(
         over_devices(encode, whole, whole),
         over_devices(
-            lambda variables, z, conditions: decode(variables, shares.take(z), conditions),
+            lambda variables, z, features: decode(variables, shares.take(z), features),
             *(whole, whole, split),
         ),
         shares,
@@ -87,7 +87,7 @@ def _functions(model: ZmarSNFlow) -> tuple[Any, Any]:
     def encode(variables: Any, image: jax.Array) -> Any:
         return model.apply(variables, *ops.network_input(image), method="features")
 
-    def decode(variables: Any, z: jax.Array, conditions: Any) -> jax.Array:
-        return jnp.clip(model.apply(variables, z, conditions, method="decode")[0], 0, 1)
+    def decode(variables: Any, z: jax.Array, features: Any) -> jax.Array:
+        return jnp.clip(model.apply(variables, z, features, method="decode")[0], 0, 1)
 
     return encode, decode

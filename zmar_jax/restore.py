@@ -113,12 +113,12 @@ class Restorer:
         height, width, _ = image.shape
         padded = pad_to_eights(expose(image, self.config.white_point))
         programs = self.programs(*padded.shape[:2])
-        conditions = programs.encode(self.variables, padded[None])
+        features = programs.encode(self.variables, padded[None])
         coarsest = (padded.shape[0] // 8, padded.shape[1] // 8)
         tally = Tally(image.shape)
         for i in range(samples):
             z = latent(heat, seed, i, coarsest)
-            x = programs.picture(programs.decode(self.variables, z, conditions))[0]
+            x = programs.picture(programs.decode(self.variables, z, features))[0]
             tally.add(x[:height, :width])
         if not np.isfinite(tally.mean).all():
             raise ValueError(

@@ -58,8 +58,8 @@ def benchmark_restore(
     encode_cost, decode_cost = restore_multiply_adds(config, height, width)
     variables = restorer.variables
     programs = restorer.programs(height, width)
-    encoder, conditions = _time("encoder", programs.encode, encode_cost, repeats, variables, image)
-    flow, _ = _time("flow", programs.decode, decode_cost, repeats, variables, z, conditions)
+    encoder, features = _time("encoder", programs.encode, encode_cost, repeats, variables, image)
+    flow, _ = _time("flow", programs.decode, decode_cost, repeats, variables, z, features)
     device = f"{jax.devices()[0].device_kind} ({os.cpu_count()} cores), jax {jax.__version__}"
     return RestoreBenchmark((height, width), (encoder, flow), peak_memory(), device)
 

@@ -128,11 +128,11 @@ def _batch(
 ) -> dict[int, _Computed]:
     lows, gts = zip(*(pairs.read(i) for i in batch), strict=True)
     before = network.seconds
-    conditions = network.encode(lows)
-    restored = network.restore(lows, sampling, conditions)
+    features = network.encode(lows)
+    restored = network.restore(lows, sampling, features)
     seconds = (network.seconds - before) / len(batch)
     seeds = [id_seed(sampling.seed, pairs.ids[i]) for i in batch]
-    bits = network.bits_per_dim(gts, seeds, conditions)
+    bits = network.bits_per_dim(gts, seeds, features)
     several = sampling.members > 1
     return {
         i: _Computed(low, gt, mean, std if several else None, b, seconds)

@@ -43,10 +43,10 @@ def score_pairs(
     scores = {}
     for batch in batches(sizes, network.rows):
         ids, lows, restored = zip(*(pairs[i] for i in batch), strict=True)
-        conditions = network.encode([read_eight_bits(path) for path in lows])
+        features = network.encode([read_eight_bits(path) for path in lows])
         seeds = [id_seed(seed, id_) for id_ in ids]
         pictures = [read_eight_bits(path) for path in restored]
-        bits = network.bits_per_dim(pictures, seeds, conditions)
+        bits = network.bits_per_dim(pictures, seeds, features)
         scores |= dict(zip(ids, bits, strict=True))
         for paths in zip(lows, restored, strict=True):
             step(*paths, None)

@@ -78,19 +78,19 @@ class Network:
 
         def encode(variables: Any, low: Array) -> Any:
             low = sharding.constrain(low, sharding.BATCH)
-            conditions = model.apply(variables, *ops.network_input(low), method="features")
-            return sharding.constrain(conditions, sharding.BATCH)
+            features = model.apply(variables, *ops.network_input(low), method="features")
+            return sharding.constrain(features, sharding.BATCH)
 
-        def decode(variables: Any, z: Array, conditions: Any) -> Array:
-            z = jnp.broadcast_to(z, (len(conditions["fea_up0"]), *z.shape[1:]))
-            x, _ = model.apply(variables, z, conditions, method="decode")
+        def decode(variables: Any, z: Array, features: Any) -> Array:
+            z = jnp.broadcast_to(z, (len(features["fea_up0"]), *z.shape[1:]))
+            x, _ = model.apply(variables, z, features, method="decode")
             return sharding.constrain(jnp.clip(x, 0, 1), sharding.BATCH)
 
-        def bits(variables: Any, gt: Array, seeds: Array, conditions: Any) -> Array:
+        def bits(variables: Any, gt: Array, seeds: Array, features: Any) -> Array:
             def noise(seed: Array) -> Array:
                 return jax.random.uniform(jax.random.key(seed), gt.shape[1:]) - 0.5
 
-            args = (ops.to_unit(gt), conditions, jax.vmap(noise)(seeds))
+            args = (ops.to_unit(gt), features, jax.vmap(noise)(seeds))
             nll = model.apply(variables, *args, method="conditional_nll")
             return losses.bits_per_dim(nll, quantization)
 
@@ -107,17 +107,17 @@ class Network:
         return per_device * self._mesh.size
 
     def encode(self, lows: Pictures) -> Any:
-        """The flow's conditions, of a whole batch."""
+        """What the flow decodes with, of a whole batch (`ZmarSNFlow.features`)."""
         exposed = [expose(low, self._white_point) for low in lows]
         return self._run(self._encode, self._variables, self._batch(exposed))
 
     def restore(
-        self, lows: Pictures, sampling: Sampling, conditions: Any
+        self, lows: Pictures, sampling: Sampling, features: Any
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Mean and standard deviation over the restorations of each picture.
 
         Args:
-          conditions: what `encode` returned for the same pictures.
+          features: what `encode` returned for the same pictures.
 
         Returns:
           float64 [H, W, 3] both, of 1 = white; NaN where a restoration is not finite.
@@ -125,27 +125,27 @@ class Network:
         tallies = [Tally(low.shape) for low in lows]
         for turns, mirror in sampling.symmetries:
             if (turns, mirror) != _AS_IT_IS:
-                conditions = self.encode([turn(low, turns, mirror) for low in lows])
+                features = self.encode([turn(low, turns, mirror) for low in lows])
             for i in range(sampling.samples):
-                z = latent(sampling.heat, sampling.seed, i, conditions["fea_up0"].shape[1:3])
-                x = np.asarray(self._run(self._decode, self._variables, z, conditions))
+                z = latent(sampling.heat, sampling.seed, i, features["fea_up0"].shape[1:3])
+                x = np.asarray(self._run(self._decode, self._variables, z, features))
                 for low, tally, picture in zip(lows, tallies, x, strict=False):
                     height, width = low.shape[1::-1] if turns % 2 else low.shape[:2]
                     tally.add(_turn_back(picture[:height, :width], turns, mirror))
         return [(tally.mean, tally.std) for tally in tallies]
 
-    def bits_per_dim(self, gts: Pictures, seeds: Sequence[int], conditions: Any) -> list[float]:
+    def bits_per_dim(self, gts: Pictures, seeds: Sequence[int], features: Any) -> list[float]:
         """Negative log-likelihood of each picture, bits per dimension (`losses.bits_per_dim`).
 
         Of the pictures as they are padded to multiples of 8.
 
         Args:
           seeds: of each picture's dequantisation noise, below 2**32.
-          conditions: what `encode` returned for their low pictures.
+          features: what `encode` returned for their low pictures.
         """
         batch = self._batch(gts)
         filled = self._split(_filled(np.asarray(seeds, np.uint32), len(batch)))
-        bits = self._run(self._bits, self._variables, batch, filled, conditions)
+        bits = self._run(self._bits, self._variables, batch, filled, features)
         return np.asarray(bits)[: len(gts)].tolist()
 
     def _batch(self, pictures: Pictures) -> Array:

@@ -35,7 +35,7 @@ class ZmarSNFlow(nn.Module):
     Neither does `remat`: gradients recompute the activations of every block and flow step
     (`blocks`), and the flow's steps even from what comes out of them (`reversible`).
     With `shares`, inside `jax.shard_map`, each device works on its share of the rows: `features`
-    takes the whole image and gives the share's conditions; `decode` takes those and the share's
+    takes the whole image and gives the share's; `decode` takes those and the share's
     latent and gives the share's pixels, and a logdet that means nothing.
     """
 
@@ -72,9 +72,9 @@ class ZmarSNFlow(nn.Module):
         """Latent z [B, H/8, W/8, 192] -> x [B, H, W, 3] and logdet = log|det dx/dz|, nats [B]."""
         return self.decode(z, self.features(lr, mask))
 
-    def decode(self, z: Array, conditions: Features) -> tuple[Array, Array]:
+    def decode(self, z: Array, features: Features) -> tuple[Array, Array]:
         """As `inverse`, from what `encode` or `features` returned: one pass of the encoder."""
-        return self.flow.inverse(z, self._composed(conditions))
+        return self.flow.inverse(z, self._composed(features))
 
     def nll(self, gt: Array, lr: Array, mask: Array, noise: Array) -> Array:
         """The release's objective, bits per pixel, [B] (SPEC section 5).
@@ -84,15 +84,15 @@ class ZmarSNFlow(nn.Module):
         """
         return self.conditional_nll(gt, self.features(lr, mask), noise)
 
-    def conditional_nll(self, gt: Array, conditions: Features, noise: Array) -> Array:
+    def conditional_nll(self, gt: Array, features: Features, noise: Array) -> Array:
         """As `nll`, from what `encode` or `features` returned."""
         x = losses.dequantize(gt, noise, self.config.quantization)
-        z, logdet = self.flow.forward(x, self._composed(conditions))
+        z, logdet = self.flow.forward(x, self._composed(features))
         pixels = gt.shape[1] * gt.shape[2]
         return losses.nll_bits_per_pixel(z, logdet, pixels, self.config.quantization)
 
-    def _composed(self, conditions: Features) -> Conditions:
-        return self.encoder.composed(conditions) if "d2_f" in conditions else conditions
+    def _composed(self, features: Features) -> Conditions:
+        return self.encoder.composed(features) if "d2_f" in features else features
 
     __call__ = nll
 

@@ -140,8 +140,8 @@ def _loss(
     """Loss and metrics of a batch; nll and L1 share one pass of the encoder."""
     cfg = config.train
 
-    conditions = model.apply({"params": params}, *ops.network_input(low), method="features")
-    likely = distant = (params, conditions)
+    features = model.apply({"params": params}, *ops.network_input(low), method="features")
+    likely = distant = (params, features)
     first: Any = None if cfg.flow_warmup_steps is None else step < cfg.flow_warmup_steps
     if first is not None:
         likely, distant = _gradient_if(first, likely), _gradient_if(~first, distant)
