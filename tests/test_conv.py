@@ -97,9 +97,27 @@ def test_winograd_within_conv3(shape: tuple[int, ...]) -> None:
 
 
 def test_plain_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of a GPU, and of bfloat16 on a CPU."""
-    monkeypatch.setattr(winograd, "precise", lambda dtype: False)
+    """Those of a GPU."""
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, default, **_: default(*args))
     check_convolution(conv3, lax_conv, golden.normal(0, 2, 5, 6, 3), golden.normal(1, 3, 3, 3, 4))
+
+
+@pytest.mark.parametrize("size", [8, 40])
+@pytest.mark.parametrize("form", [conv3, padded_dw3])
+def test_bfloat16_on_a_cpu_is_float32_rounded(form: Any, size: int) -> None:
+    x, dy = (golden.normal(i, 1, size, size, 16).astype(jnp.bfloat16) for i in (0, 1))
+    kernel = golden.normal(2, 3, 3, 16 if form is conv3 else 1, 16).astype(jnp.bfloat16)
+
+    def results(*arrays: Any) -> Any:
+        y, pull = jax.vjp(form, *arrays[:2])
+        return y, *pull(arrays[2])
+
+    found = jax.jit(results)(x, kernel, dy)
+    exact = jax.jit(results)(*(a.astype(np.float32) for a in (x, kernel, dy)))
+    for a, b in zip(found, exact, strict=True):
+        assert a.dtype == jnp.bfloat16
+        # of two roundings half a step apart at most
+        np.testing.assert_allclose(a.astype(np.float32), b, rtol=2**-8, atol=2**-8 * 1e-2)
 
 
 SIZES = [(6, 40), (40, 6), (40, 40), (192, 128)]
@@ -122,11 +140,10 @@ def test_rounding(form: Any, rounding: float, inputs: int, outputs: int) -> None
     assert np.abs(found - weights).max() < rounding * weights.std()
 
 
-def test_winograd_is_for_float32_with_products_to_save() -> None:
+def test_winograd_is_for_products_to_save() -> None:
     assert winograd.worthwhile(jnp.zeros((1, 40, 25, 16)))
     assert not winograd.worthwhile(jnp.zeros((1, 40, 25, 3)))
     assert not winograd.worthwhile(jnp.zeros((1, 20, 20, 64)))
-    assert not winograd.worthwhile(jnp.zeros((1, 40, 40, 64), jnp.bfloat16))
 
 
 @pytest.mark.parametrize("height", [1, 14, 31, 80])

@@ -218,15 +218,20 @@ def _read(fused: _Computation, position: int) -> int:
     """Bytes that a fusion reads of its operand; of one that it only slices, the slices."""
     parameters = (ins for ins in fused.values() if ins.op == "parameter")
     mine = next(ins for ins in parameters if ins.operands == (str(position),))
-    users = [ins for ins in fused.values() if mine.name in ins.operands]
+    slices = _slices(fused, mine.name)
+    return sum(_sizes(mine.type)) if slices is None else slices
+
+
+def _slices(fused: _Computation, name: str) -> int | None:
+    """Bytes of the slices of an array; None where it is read otherwise, too."""
     total = 0
-    for user in users:
+    for user in (ins for ins in fused.values() if name in ins.operands):
         if user.op in ("dynamic-slice", "slice"):
             total += sum(_sizes(user.type))
-        elif user.op == "dynamic-update-slice" and user.operands[0] == mine.name:
-            continue
-        else:
-            return sum(_sizes(mine.type))
+        elif user.op == "bitcast" and (slices := _slices(fused, user.name)) is not None:
+            total += slices
+        elif user.op != "dynamic-update-slice" or user.operands[0] != name:
+            return None
     return total
 
 
@@ -234,7 +239,11 @@ def _written(fused: _Computation) -> int:
     """Bytes that a fusion writes; of an array that it updates in place, the update."""
     root = next(ins for ins in fused.values() if ins.root)
     outputs = [fused[name] for name in root.operands] if root.op == "tuple" else [root]
-    changed = (
-        fused[ins.operands[1]] if ins.op == "dynamic-update-slice" else ins for ins in outputs
-    )
-    return sum(sum(_sizes(ins.type)) for ins in changed)
+    total = 0
+    for output in outputs:
+        made = output
+        while made.op == "bitcast":
+            made = fused[made.operands[0]]
+        changed = fused[made.operands[1]] if made.op == "dynamic-update-slice" else output
+        total += sum(_sizes(changed.type))
+    return total

@@ -8,7 +8,7 @@ from jax import lax
 
 from zmar_jax.conv import tpu, winograd
 from zmar_jax.conv.taps import pad1, taps
-from zmar_jax.ops import HIGHEST
+from zmar_jax.ops import HIGHEST, in_float32
 
 Array = jax.Array
 
@@ -27,13 +27,10 @@ def conv3(x: Array, kernel: Array) -> Array:
 
 @jax.custom_vjp
 def _conv3(x: Array, kernel: Array) -> Array:
-    forms: dict[str, Callable[..., Array]] = {}
+    on_cpu = winograd.conv3 if winograd.worthwhile(x) else _plain_conv3
+    forms: dict[str, Callable[..., Array]] = {"cpu": in_float32(on_cpu)}
     if tpu.narrow(x.shape[-1], x.dtype):
         forms["tpu"] = tpu.conv3
-    if winograd.worthwhile(x):
-        forms["cpu"] = winograd.conv3
-    if not forms:
-        return _plain_conv3(x, kernel)
     return lax.platform_dependent(x, kernel, **forms, default=_plain_conv3)
 
 
@@ -48,10 +45,13 @@ def _conv3_bwd(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]
     dx = _conv3(dy, kernel[::-1, ::-1].swapaxes(2, 3))
     # XLA's own is ten times slower than matmuls on CPU inside a scan; on TPU nine matmuls take
     # longer to compile, and to run
-    forms: dict[str, Callable[..., Array]] = {"tpu": tpu.conv3_weight_gradient}
-    if winograd.precise(x.dtype):
-        forms["cpu"] = winograd.conv3_weight_gradient
-    dkernel = lax.platform_dependent(pad1(x), dy, **forms, default=_plain_weight_gradient)
+    dkernel = lax.platform_dependent(
+        pad1(x),
+        dy,
+        cpu=in_float32(winograd.conv3_weight_gradient),
+        tpu=tpu.conv3_weight_gradient,
+        default=_plain_weight_gradient,
+    )
     return dx, dkernel
 
 
