@@ -1,7 +1,9 @@
 """Stripes and shares of an image give what the whole image gives, within bounded memory."""
 
 import functools
+import math
 import re
+from pathlib import Path
 from typing import Any
 
 import golden
@@ -263,6 +265,29 @@ def test_stripes_where_the_whole_does_not_fit(monkeypatch: pytest.MonkeyPatch) -
     assert alone.stripe_bytes is not None
     assert shared.devices == 8
     assert shared.stripe_bytes is None
+
+
+@pytest.mark.parametrize(
+    ("files", "left"),
+    [
+        ({"memory.max": 100, "memory.current": 90, "memory.stat": "inactive_file 30"}, 40),
+        ({"memory.max": "max", "memory.current": 90}, math.inf),
+        ({}, math.inf),
+        (
+            {
+                "memory/memory.limit_in_bytes": 100,
+                "memory/memory.usage_in_bytes": 90,
+                "memory/memory.stat": "cache 30\ninactive_file 20\ntotal_inactive_file 30",
+            },
+            30,
+        ),
+    ],
+)
+def test_a_containers_limit(tmp_path: Path, files: dict[str, Any], left: float) -> None:
+    (tmp_path / "memory").mkdir()
+    for name, value in files.items():
+        (tmp_path / name).write_text(f"{value}\n")
+    assert memory._container_memory(tmp_path) == left
 
 
 def test_what_cannot_fit_is_refused() -> None:

@@ -19,6 +19,8 @@ CPU_OPTIONS = {
 STRIPE_BYTES = 24 << 20
 """What the encoder's wide layers work on at once on CPU, near the caches; the flow's eight times
 that."""
+ACCELERATOR_STRIPE_BYTES = 256 << 20
+"""The same of batches on an accelerator, to bound what large pictures take."""
 TRAINING_STRIPE_BYTES = 7 << 20
 """The same for gradients, which have more arrays at work at once."""
 
@@ -55,9 +57,12 @@ def known(option: str, value: Any) -> bool:
 
 
 def stripe_bytes(platform: str | None = None, training: bool = False) -> int | None:
-    """What `ZmarSNFlow(stripe_bytes=...)` is best set to on `platform`, or the default backend."""
+    """What `ZmarSNFlow(stripe_bytes=...)` is best set to on `platform`, or the default backend.
+
+    `memory.choose` knows better for a picture alone.
+    """
     if (platform or jax.default_backend()) != "cpu":
-        return None
+        return None if training else ACCELERATOR_STRIPE_BYTES
     return TRAINING_STRIPE_BYTES if training else STRIPE_BYTES
 
 

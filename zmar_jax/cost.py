@@ -1,9 +1,11 @@
 """What a program costs: arithmetic, counted from its trace (nothing is run), and memory."""
 
+import contextlib
 import math
 import resource
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -38,6 +40,9 @@ def peak_memory() -> int:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"]
+    with contextlib.suppress(OSError, IndexError):  # on Linux, where ru_maxrss has the parent's
+        status = Path("/proc/self/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import os
+import re
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from zmar_jax.rows import LEAST_ROWS
 from zmar_jax.shares import Shares, most_shares
 
 GIB = 1 << 30
-STRIPES = (None, 256 << 20, compilation.STRIPE_BYTES)
+STRIPES = (None, compilation.ACCELERATOR_STRIPE_BYTES, compilation.STRIPE_BYTES)
 """Sizes of stripes on an accelerator, from the fastest to the smallest."""
 RESERVE = 0.1
 """Share of the memory that is left to others where nobody says how much to use."""
@@ -109,16 +110,25 @@ def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def _host_memory() -> int:
+def _host_memory() -> float:
     """Free memory of this host, or of the container where that has less."""
     page = os.sysconf("SC_PAGE_SIZE")
     free = page * os.sysconf("SC_PHYS_PAGES")
     with contextlib.suppress(OSError, ValueError, IndexError):
         lines = Path("/proc/meminfo").read_text().splitlines()
         free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
-    with contextlib.suppress(OSError, ValueError):  # "max" is no number
-        limit, used = (
-            int(Path(f"/sys/fs/cgroup/memory.{name}").read_text()) for name in ("max", "current")
-        )
-        free = min(free, limit - used)
-    return free
+    return min(free, _container_memory(Path("/sys/fs/cgroup")))
+
+
+def _container_memory(cgroup: Path) -> float:
+    """What a container's limit leaves, by version 2 of the kernel's control groups or version 1."""
+    for folder, limit, used in (
+        (cgroup, "memory.max", "memory.current"),
+        (cgroup / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    ):
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number
+            most, taken = (int((folder / name).read_text()) for name in (limit, used))
+            # files that were read count as used until something else wants their room
+            files = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)
+            return most - taken + (int(files[1]) if files else 0)
+    return math.inf

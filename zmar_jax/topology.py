@@ -109,7 +109,7 @@ def parse_slice(text: str) -> Slice:
 
 
 def devices(target: Slice) -> list[Any]:
-    """The slice's devices, one a chip, to compile for; none of them can run anything.
+    """The slice's devices, `Chip.cores` a chip, to compile for; none of them can run anything.
 
     Sets the environment variables that keep libtpu from looking for a TPU.
 

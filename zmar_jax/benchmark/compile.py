@@ -142,8 +142,9 @@ def largest_batch(
     """The largest batch that compiles for the slice, a multiple of its devices, by bisection.
 
     Where to look first follows from a compilation of half the batch: memory grows with the batch
-    by what the two differ in. Each further compilation, at that guess and then at the middle of
-    what is left, says whether that batch fits; the search ends when one does and the next does not.
+    by what the two differ in. Each further compilation, at that guess, then beyond what fits and at
+    the middle of what is left, says whether that batch fits; the search ends when one does and the
+    next does not.
 
     Args:
       first: `compile_for`'s result for the batch in `config`.
@@ -162,21 +163,25 @@ def largest_batch(
         say(f"batch {units * step}: {found.hbm / 2**30:.2f} GiB a device")
         return found.hbm
 
+    say(f"batch {first.batch_size}: {first.hbm / 2**30:.2f} GiB a device")
     other = max(fits // 2, 1) if fits > 1 else 2
     used = hbm(other)
     if used is None:
         return fits * step
-    growth = max((first.hbm - used) / (fits - other), 1.0)
+    # XLA may find room for more at the price of time, and then memory hardly grows
+    growth = max((first.hbm - used) / (fits - other), first.hbm / (8 * fits))
     trial = max(int(fits + first.hbm_free / growth), fits + 1)
-    guesses = [trial - 1]
+    guesses, further = [trial - 1], 1
     while fails is None or fails - fits > 1:
         if hbm(trial) is None:
             fails = trial
         else:
             fits = trial
         near = guesses.pop() if guesses else fits
-        middle = fits + 1 if fails is None else (fits + fails) // 2
-        trial = near if fits < near < (fails or near) else middle
+        if fails is None:
+            trial, further = fits + further, 2 * further
+        else:
+            trial = near if fits < near < fails else (fits + fails) // 2
     return fits * step
 
 

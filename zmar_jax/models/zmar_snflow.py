@@ -30,8 +30,9 @@ class ZmarSNFlow(nn.Module):
     and at least 16, else ValueError.
 
     `stripe_bytes` changes no parameter and no result beyond rounding: with it the encoder, and the
-    flow unless `remat` is set, work on stripes of the image whose arrays take about that many
-    bytes (the flow's eight times), to stay within caches and memory; so do the encoder's gradients.
+    flow's inverse unless `remat` is set, work on stripes of the image whose arrays take about that
+    many bytes (the flow's eight times), to stay within caches and memory; so do the encoder's
+    gradients. Likelihoods take the flow's forward pass, which is always whole.
     Neither does `remat`: gradients recompute the activations of every block and flow step
     (`blocks`), and the flow's steps even from what comes out of them (`reversible`).
     With `shares`, inside `jax.shard_map`, each device works on its share of the rows: `features`
