@@ -4,9 +4,11 @@ import dataclasses
 import itertools
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -270,6 +272,27 @@ def test_an_interrupted_cache_is_cleaned_up(config: DataConfig, tmp_path: Path) 
     black = Pictures("p", ("a",), "f", lambda i: (np.zeros((8, 8, 3), np.uint8),))
     open_cache(black, tmp_path, 1, lambda *_: None)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["p-f"]
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "no pixels": lambda cache: (cache / "pixels.bin").unlink(),
+    "few pixels": lambda cache: (cache / "pixels.bin").write_bytes(b"few"),
+    "no index": lambda cache: (cache / "index.json").unlink(),
+    "half an index": lambda cache: (cache / "index.json").write_text("{"),
+    "another index": lambda cache: (cache / "index.json").write_text("{}"),
+    "a list": lambda cache: (cache / "index.json").write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_cache_is_named_until_it_is_removed(tmp_path: Path, kind: str) -> None:
+    black = Pictures("p", ("a",), "f", lambda i: (np.zeros((8, 8, 3), np.uint8),))
+    open_cache(black, tmp_path, 1, lambda *_: None)
+    DAMAGE[kind](tmp_path / "cache" / "p-f")
+    with pytest.raises(DataError, match=r"cache/p-f: .* damaged \(.*\); remove this folder"):
+        open_cache(black, tmp_path, 1, lambda *_: None)
+    shutil.rmtree(tmp_path / "cache" / "p-f")
+    assert len(open_cache(black, tmp_path, 1, lambda *_: None)) == 1
 
 
 @pytest.mark.parametrize(
