@@ -225,6 +225,17 @@ def test_a_changed_photograph_is_decoded_again(config: DataConfig, tmp_path: Pat
     assert first(make_loader(config, "train"), 1)[0]["gt"].min() == 255
 
 
+@pytest.mark.parametrize("suffix", [".bmp", ".tif", ".png"])
+def test_a_repainted_middle_is_another_picture(tmp_path: Path, suffix: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    found = []
+    for level in (0, 255):
+        pixels[32] = level
+        Image.fromarray(pixels).save(tmp_path / f"a{suffix}")
+        found.append(photos(DataConfig(folder=str(tmp_path), val_share=0.0), "train").fingerprint)
+    assert found[0] != found[1]
+
+
 def test_a_cache_pickles_without_its_pixels(config: DataConfig) -> None:
     found = photos(config, "train")
     cache = open_cache(found, config.data_dir, CROP, lambda *_: None)

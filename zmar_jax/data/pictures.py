@@ -28,6 +28,8 @@ BUILT_IN: dict[Split, tuple[str, ...]] = {
     "val": ("coffee.png", "rocket.jpg"),
 }
 """Photographs that come with scikit-image, free to use (see its `skimage.data`)."""
+_UNCOMPRESSED = (b"BM", b"II", b"MM")
+"""How BMP and TIFF files begin, which pictures are read by, whatever their suffix."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,12 +110,18 @@ def _read(found: Sequence[tuple[Path, Path]], i: int) -> tuple[np.ndarray, ...]:
 
 
 def _sample(path: Path) -> str:
-    """Changes with a file's content, whatever its date; compressed files differ at their ends."""
+    """Changes with a file's content, whatever its date.
+
+    Of a compressed file the size and both ends tell; a BMP or TIFF may hold pixels as they are,
+    and is read whole.
+    """
     try:
         with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
             head = file.read(4096)
+            size = file.seek(0, os.SEEK_END)
+            if head.startswith(_UNCOMPRESSED):
+                file.seek(0)
+                return f"whole {hashlib.file_digest(file, 'blake2b').hexdigest()}"
             file.seek(max(size - 4096, 0))
             tail = file.read()
     except OSError as e:
