@@ -20,6 +20,7 @@ from zmar_jax.data import DataError
 from zmar_jax.data.cache import open_cache
 from zmar_jax.data.pictures import Pictures, hash_share, photos
 from zmar_jax.data.pipeline import Batch, Loader, make_loader
+from zmar_jax.evaluate.pairs import read_eight_bits
 
 CROP = 16
 SIZES = {"a": (24, 32), "b": (40, 16), "c": (24, 32), "deep/d": (24, 32), "e": (17, 33)}
@@ -248,9 +249,12 @@ def test_a_cache_pickles_without_its_pixels(config: DataConfig) -> None:
 def test_16_bit_photographs_become_8_bit(config: DataConfig, tmp_path: Path) -> None:
     deep = tmp_path / "deep"
     deep.mkdir()
-    Image.fromarray(np.full((32, 32), 0x80FF, np.uint16)).save(deep / "a.png")
+    levels = np.array([0x00FF, 0x80FF, 0xFFFF], np.uint16)
+    Image.fromarray(np.tile(levels, (32, 11))).save(deep / "a.png")
     config = dataclasses.replace(config, folder=str(deep))
-    assert (first(make_loader(config, "train"), 1)[0]["gt"] == 0x80).all()
+    found = first(make_loader(config, "train"), 1)[0]["gt"]
+    assert np.unique(found).tolist() == [1, 0x80, 0xFF]  # not 0, which would be a lost pixel
+    assert (read_eight_bits(deep / "a.png")[:, :3, 0] == [1, 0x80, 0xFF]).all()
 
 
 def test_small_pictures_are_all_named_before_training(config: DataConfig) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import skimage.data
 
 from zmar_jax.config import DataConfig
+from zmar_jax.data.copies import eight_bits
 from zmar_jax.data.errors import DataError
 from zmar_jax.images import find_photos, read_photo
 
@@ -105,8 +106,7 @@ def hash_share(name: Path) -> float:
 
 
 def _read(found: Sequence[tuple[Path, Path]], i: int) -> tuple[np.ndarray, ...]:
-    rgb = read_photo(found[i][0]).rgb
-    return (rgb if rgb.dtype == np.uint8 else (rgb >> 8).astype(np.uint8),)
+    return (eight_bits(read_photo(found[i][0]).rgb),)
 
 
 def _sample(path: Path) -> str:
@@ -119,7 +119,8 @@ def _sample(path: Path) -> str:
         with path.open("rb") as file:
             head = file.read(4096)
             size = file.seek(0, os.SEEK_END)
-            if head.startswith(_UNCOMPRESSED):
+            # 16-bit PNGs, too: pixels of theirs may be cached that were cut, not rounded, to 8 bits
+            if head.startswith(_UNCOMPRESSED) or head[12:16] + head[24:25] == b"IHDR\x10":
                 file.seek(0)
                 return f"whole {hashlib.file_digest(file, 'blake2b').hexdigest()}"
             file.seek(max(size - 4096, 0))
