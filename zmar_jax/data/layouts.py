@@ -125,7 +125,7 @@ def find_source(name: str, folder: str | Path) -> Source:
     """
     if name not in _BENCHMARKS:
         raise DataError(f"{name!r} is no benchmark; expected one of {', '.join(_BENCHMARKS)}")
-    folder = Path(folder).absolute()
+    folder = Path(os.path.expanduser(folder)).absolute()
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; name the one that holds {name}")
     try:

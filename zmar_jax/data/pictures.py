@@ -58,8 +58,7 @@ def pictures(config: DataConfig, split: Split) -> Pictures:
     # the benchmarks need tensorflow-datasets, which takes seconds to import
     from zmar_jax.data.prepared import open_prepared
 
-    data_dir = Path(config.data_dir).expanduser()
-    prepared = open_prepared(config.name, data_dir, "train" if split == "train" else "test")
+    prepared = open_prepared(config.name, config.data_dir, "train" if split == "train" else "test")
     chosen = range(len(prepared))
     if split == "val" and config.name.startswith("sdsd") and config.sdsd_test_frames:
         chosen = first_of_each_scene(prepared.ids, config.sdsd_test_frames)

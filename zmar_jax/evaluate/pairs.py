@@ -137,7 +137,7 @@ def _benchmark(source: Source) -> Pairs:
     # needs tensorflow-datasets, which takes seconds to import
     from zmar_jax.data.prepared import open_prepared
 
-    prepared = open_prepared(source.data, source.data_dir.expanduser(), "test")
+    prepared = open_prepared(source.data, source.data_dir, "test")
     chosen = list(range(len(prepared)))
     if source.data.startswith("sdsd") and source.sdsd_frames:
         chosen = first_of_each_scene(prepared.ids, source.sdsd_frames)
