@@ -18,6 +18,7 @@ import numpy as np
 
 from zmar_jax.data.errors import DataError
 from zmar_jax.data.pictures import Pictures
+from zmar_jax.images import size_text
 
 Progress = Callable[[int, int], None]
 """Called with how many pictures are decoded and how many there are."""
@@ -43,7 +44,9 @@ class PixelCache:
             if (folder / "pixels.bin").stat().st_size != self._starts[-1]:
                 raise ValueError("pixels.bin has another size")
         except (OSError, ValueError, KeyError, TypeError) as e:
-            raise DataError(f"{folder}: decoded pixels are damaged ({e}); remove this folder") from e
+            raise DataError(
+                f"{folder}: decoded pixels are damaged ({e}); remove this folder"
+            ) from e
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -78,9 +81,9 @@ def open_cache(pictures: Pictures, folder: str | Path, smallest: int, done: Prog
             _decode_all(pictures, temporary, done)
     cache = PixelCache(target)
     small = [
-        f"{i} ({w}x{h})"
-        for i, (h, w) in zip(cache.ids, cache.sizes, strict=True)
-        if min(h, w) < smallest
+        f"{i} ({size_text(size)})"
+        for i, size in zip(cache.ids, cache.sizes, strict=True)
+        if min(size) < smallest
     ]
     if small:
         raise DataError(
