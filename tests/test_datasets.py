@@ -293,6 +293,15 @@ def test_nothing_foreign_is_ever_replaced(lol):
         assert snapshot(lol) == before
 
 
+def test_a_tilde_is_the_home_folder(lol, monkeypatch):
+    monkeypatch.setenv("HOME", str(lol))
+    (lol / "data" / "lol_v1").mkdir(parents=True)
+    with pytest.raises(DataError, match=f"{lol}/data/lol_v1: is no prepared set"):
+        prepare("lol_v1", "~/source", "~/data", CROP, warn=silent)
+    with pytest.raises(DataError, match=f"{lol}/data/lol_v1/.*: lol_v1 is not prepared"):
+        datasets.open_prepared("lol_v1", "~/data", "test")
+
+
 def test_a_failed_overwrite_leaves_the_old_set(lol, monkeypatch):
     prepare_lol(lol)
     before = snapshot(lol / "data")

@@ -186,9 +186,9 @@ def test_every_offender_of_a_png_set_is_listed(tmp_path):
         (high / "widow.png", f"no partner in {low}"),
         (low / "grey.png", "expected 3 channels, got 1"),
         (low / "alpha.png", "expected 3 channels, got 4"),
-        (low / "wide.png", f"16x48, but {high / 'wide.png'} is 16x24"),
-        (low / "small.png", "8x24, smaller than the crop 16x16"),
-        (high / "small.png", "8x24, smaller than the crop 16x16"),
+        (low / "wide.png", f"48x16, but {high / 'wide.png'} is 24x16"),
+        (low / "small.png", "24x8, smaller than the crop 16x16"),
+        (high / "small.png", "24x8, smaller than the crop 16x16"),
         (low / "cut.png", "cannot be read"),
         (low / "text.png", "cannot be read"),
         (low / "jpeg.png", "is not a PNG"),
@@ -245,7 +245,7 @@ def test_every_offender_of_an_npy_set_is_listed(tmp_path):
         (low / "pair3/flat.npy", "expected 3 channels, [H, W, 3], got (16, 24)"),
         (low / "pair3/four.npy", "expected 3 channels"),
         (low / "pair3/ints.npy", "expected dtype uint8 or float, got int32"),
-        (low / "pair3/tall.npy", "32x24, but"),
+        (low / "pair3/tall.npy", "24x32, but"),
         (low / "pair3/nan.npy", "expected values 0-255"),
         (low / "pair3/deep.npy", "expected values 0-255"),
         (low / "pair3/empty.npy", ""),
@@ -288,7 +288,7 @@ def test_npy_sets_are_cropped_after_resizing(tmp_path):
     name = make("sid", tmp_path)
     check_source(find_source(name, tmp_path), 512)
     assert problems_of(name, tmp_path, 513) == [
-        f"{tmp_path}: prepared at 512x960, smaller than the crop 513"
+        f"{tmp_path}: prepared at 960x512, smaller than the crop 513"
     ]
 
 

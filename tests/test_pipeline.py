@@ -4,9 +4,11 @@ import dataclasses
 import itertools
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from zmar_jax.data import DataError
 from zmar_jax.data.cache import open_cache
 from zmar_jax.data.pictures import Pictures, hash_share, photos
 from zmar_jax.data.pipeline import Batch, Loader, make_loader
+from zmar_jax.evaluate.pairs import read_eight_bits
 
 CROP = 16
 SIZES = {"a": (24, 32), "b": (40, 16), "c": (24, 32), "deep/d": (24, 32), "e": (17, 33)}
@@ -223,6 +226,17 @@ def test_a_changed_photograph_is_decoded_again(config: DataConfig, tmp_path: Pat
     assert first(make_loader(config, "train"), 1)[0]["gt"].min() == 255
 
 
+@pytest.mark.parametrize("suffix", [".bmp", ".tif", ".png"])
+def test_a_repainted_middle_is_another_picture(tmp_path: Path, suffix: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    found = []
+    for level in (0, 255):
+        pixels[32] = level
+        Image.fromarray(pixels).save(tmp_path / f"a{suffix}")
+        found.append(photos(DataConfig(folder=str(tmp_path), val_share=0.0), "train").fingerprint)
+    assert found[0] != found[1]
+
+
 def test_a_cache_pickles_without_its_pixels(config: DataConfig) -> None:
     found = photos(config, "train")
     cache = open_cache(found, config.data_dir, CROP, lambda *_: None)
@@ -235,9 +249,12 @@ def test_a_cache_pickles_without_its_pixels(config: DataConfig) -> None:
 def test_16_bit_photographs_become_8_bit(config: DataConfig, tmp_path: Path) -> None:
     deep = tmp_path / "deep"
     deep.mkdir()
-    Image.fromarray(np.full((32, 32), 0x80FF, np.uint16)).save(deep / "a.png")
+    levels = np.array([0x00FF, 0x80FF, 0xFFFF], np.uint16)
+    Image.fromarray(np.tile(levels, (32, 11))).save(deep / "a.png")
     config = dataclasses.replace(config, folder=str(deep))
-    assert (first(make_loader(config, "train"), 1)[0]["gt"] == 0x80).all()
+    found = first(make_loader(config, "train"), 1)[0]["gt"]
+    assert np.unique(found).tolist() == [1, 0x80, 0xFF]  # not 0, which would be a lost pixel
+    assert (read_eight_bits(deep / "a.png")[:, :3, 0] == [1, 0x80, 0xFF]).all()
 
 
 def test_small_pictures_are_all_named_before_training(config: DataConfig) -> None:
@@ -270,6 +287,27 @@ def test_an_interrupted_cache_is_cleaned_up(config: DataConfig, tmp_path: Path) 
     black = Pictures("p", ("a",), "f", lambda i: (np.zeros((8, 8, 3), np.uint8),))
     open_cache(black, tmp_path, 1, lambda *_: None)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["p-f"]
+
+
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "no pixels": lambda cache: (cache / "pixels.bin").unlink(),
+    "few pixels": lambda cache: (cache / "pixels.bin").write_bytes(b"few"),
+    "no index": lambda cache: (cache / "index.json").unlink(),
+    "half an index": lambda cache: (cache / "index.json").write_text("{"),
+    "another index": lambda cache: (cache / "index.json").write_text("{}"),
+    "a list": lambda cache: (cache / "index.json").write_text("[]"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_cache_is_named_until_it_is_removed(tmp_path: Path, kind: str) -> None:
+    black = Pictures("p", ("a",), "f", lambda i: (np.zeros((8, 8, 3), np.uint8),))
+    open_cache(black, tmp_path, 1, lambda *_: None)
+    DAMAGE[kind](tmp_path / "cache" / "p-f")
+    with pytest.raises(DataError, match=r"cache/p-f: .* damaged \(.*\); remove this folder"):
+        open_cache(black, tmp_path, 1, lambda *_: None)
+    shutil.rmtree(tmp_path / "cache" / "p-f")
+    assert len(open_cache(black, tmp_path, 1, lambda *_: None)) == 1
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,14 @@ def test_when_all_are_damaged_nothing_is_touched(healthy: Path, tmp_path: Path, 
     assert names(workdir / "checkpoints") == ["1", "2"]
 
 
+@pytest.mark.parametrize("text", ["{", "{}", "null", "[1]", '{"psnr": "high"}'])
+def test_damaged_metrics_are_those_of_no_validation(tmp_path: Path, text: str) -> None:
+    for step, metrics in ((1, '{"psnr": 20.0}'), (2, text)):
+        (tmp_path / f"{step}" / "metrics").mkdir(parents=True)
+        (tmp_path / f"{step}" / "metrics" / "metrics").write_text(metrics)
+    assert folder.best_first(tmp_path, (1, 2)) == [1, 2]
+
+
 @pytest.mark.parametrize("left", ["metrics", folder.DIGESTS, "state", ""])
 def test_half_deleted_is_no_damage(tmp_path: Path, left: str) -> None:
     """What a process leaves that is killed while it deletes an old checkpoint."""

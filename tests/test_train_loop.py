@@ -50,7 +50,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     )  # fmt: skip
     recipe = TrainConfig(
         steps=STEPS, learning_rate=1e-3, warmup_steps=2, schedule="constant", ema=0.9, log_every=2,
-        validate_every=6, checkpoint_every=3, keep=10,
+        validate_every=4, checkpoint_every=3, keep=10,
     )  # fmt: skip
     return Config(model=MODEL, data=data, train=recipe)
 
@@ -96,7 +96,7 @@ class _Stop:
 def test_what_a_run_writes(whole: Path) -> None:
     found = records(whole)
     assert [r["step"] for r in found if "loss" in r] == [2, 4, 6]
-    assert [r["step"] for r in found if "val_psnr" in r] == [1, 6]
+    assert [r["step"] for r in found if "val_psnr" in r] == [1, 4, 6]
     assert all(0 < r["val_psnr"] < 60 and r["val_psnr_input"] > 0 for r in found if "val_psnr" in r)
     logged = next(r for r in found if "loss" in r)
     expected = {"loss", "nll", "bits_per_dim", "grad_norm", "learning_rate", "scale_min"}
@@ -131,9 +131,16 @@ def test_a_stopped_run_goes_on_bit_for_bit(config, whole, tmp_path, monkeypatch,
     assert [r for r in found if "loss" in r] == [r for r in expected if "loss" in r]
 
 
-def test_a_finished_run_says_so_and_changes_nothing(config, whole) -> None:
+def test_the_last_step_has_scores_though_only_a_checkpoint_is_due(config, whole) -> None:
+    assert STEPS % config.train.validate_every != 0 == STEPS % config.train.checkpoint_every
+    saved = whole / "checkpoints" / str(STEPS) / "metrics" / "metrics"
+    assert json.loads(saved.read_text())["psnr"] == records(whole)[-1]["val_psnr"]
+
+
+def test_a_finished_run_says_so_and_changes_nothing(config, whole, capsys) -> None:
     before = leaves(whole)
     assert train(config, whole) == STEPS
+    assert "all 6 steps are trained; for more" in capsys.readouterr().err
     assert leaves(whole) == before
 
 

@@ -31,6 +31,14 @@ def test_a_compact_file_holds_what_is_used_in_half_precision(tmp_path: Path) -> 
         np.testing.assert_array_equal(found, np.asarray(expected).astype(np.float16))
 
 
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(WeightsError, match=f"{tmp_path}/none.pth: expected a weights file"):
+        load_weights("~/none.pth")
+    with pytest.raises(WeightsError, match=r"^~none.pth: expected a weights file"):
+        load_weights("~none.pth")
+
+
 def test_an_orbax_directory_is_not_compact(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"only .safetensors and .pth files can be compact"):
         save_weights(tmp_path / "weights", TINY, compact=True)

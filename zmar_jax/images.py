@@ -103,6 +103,11 @@ def write_photo(path: str | os.PathLike[str], photo: Photo) -> None:
         _write_whole(path, data)
 
 
+def size_text(size: Sequence[int]) -> str:
+    """`WIDTHxHEIGHT`, for messages, of (height, width) or a shape that begins so."""
+    return f"{size[1]}x{size[0]}"
+
+
 def pad_to_eights(image: np.ndarray) -> np.ndarray:
     """[..., H, W, C], reflected at the bottom and right up to multiples of 8, as the model wants.
 

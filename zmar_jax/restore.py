@@ -11,7 +11,7 @@ import numpy as np
 from zmar_jax.config import ConfigError, ModelConfig
 from zmar_jax.exposure import expose
 from zmar_jax.flow import invert_weights
-from zmar_jax.images import ImageError, Photo, pad_to_eights, read_photo, write_photo
+from zmar_jax.images import ImageError, Photo, pad_to_eights, read_photo, size_text, write_photo
 from zmar_jax.latents import Tally, latent
 from zmar_jax.memory import choose
 from zmar_jax.programs import Programs, make_programs, make_split_programs
@@ -187,7 +187,7 @@ def _check(image: np.ndarray, heat: float, seed: int, samples: int) -> None:
     if min(image.shape[:2]) < SMALLEST:
         raise ValueError(
             f"expected at least {SMALLEST}x{SMALLEST} pixels, got "
-            f"{image.shape[1]}x{image.shape[0]} (width x height)"
+            f"{size_text(image.shape)} (width x height)"
         )
     if not heat >= 0 or not np.isfinite(heat):
         raise ValueError(f"heat must be 0 or more, got {heat}")

@@ -60,6 +60,7 @@ class TrainConfig:
     """Steps in a row with a non-finite loss or gradient after which training stops."""
     log_every: int = bounded(50, 1, MANY)
     validate_every: int = bounded(1000, 1, MANY)
+    """The first step and the last are validated, too."""
     checkpoint_every: int = bounded(1000, 1, MANY)
     keep: int = 3
     """Newest checkpoints kept, beside the best by validation PSNR."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from zmar_jax.data.errors import DataError
 from zmar_jax.data.pictures import Pictures
+from zmar_jax.images import size_text
 
 Progress = Callable[[int, int], None]
 """Called with how many pictures are decoded and how many there are."""
@@ -32,15 +33,20 @@ class PixelCache:
     def __init__(self, folder: Path):
         self.folder = folder
         self.fingerprint = folder.name
-        index = json.loads((folder / "index.json").read_text())
-        self.ids: list[str] = index["ids"]
-        self.sizes: list[tuple[int, int]] = [(h, w) for h, w in index["sizes"]]
-        self.roles: tuple[str, ...] = tuple(index["roles"])
-        """("gt",), or ("low", "gt")."""
-        pixels = [3 * h * w * len(self.roles) for h, w in self.sizes]
-        self._starts = [0, *np.cumsum(pixels).tolist()]
-        if (folder / "pixels.bin").stat().st_size != self._starts[-1]:
-            raise DataError(f"{folder}: decoded pixels are damaged; remove this folder")
+        try:
+            index = json.loads((folder / "index.json").read_text())
+            self.ids: list[str] = index["ids"]
+            self.sizes: list[tuple[int, int]] = [(h, w) for h, w in index["sizes"]]
+            self.roles: tuple[str, ...] = tuple(index["roles"])
+            """("gt",), or ("low", "gt")."""
+            pixels = [3 * h * w * len(self.roles) for h, w in self.sizes]
+            self._starts = [0, *np.cumsum(pixels).tolist()]
+            if (folder / "pixels.bin").stat().st_size != self._starts[-1]:
+                raise ValueError("pixels.bin has another size")
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise DataError(
+                f"{folder}: decoded pixels are damaged ({e}); remove this folder"
+            ) from e
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -67,17 +73,17 @@ def open_cache(pictures: Pictures, folder: str | Path, smallest: int, done: Prog
 
     Raises:
       DataError: pictures that cannot be read or are too small (all of them are named), or a
-        cache that cannot be written.
+        cache that is damaged or cannot be written.
     """
     target = Path(folder).expanduser() / "cache" / f"{pictures.name}-{pictures.fingerprint}"
-    if not (target / "index.json").exists():
+    if not target.exists():
         with _whole_folder(target) as temporary:
             _decode_all(pictures, temporary, done)
     cache = PixelCache(target)
     small = [
-        f"{i} ({w}x{h})"
-        for i, (h, w) in zip(cache.ids, cache.sizes, strict=True)
-        if min(h, w) < smallest
+        f"{i} ({size_text(size)})"
+        for i, size in zip(cache.ids, cache.sizes, strict=True)
+        if min(size) < smallest
     ]
     if small:
         raise DataError(

@@ -167,7 +167,7 @@ def prepare(
     Raises DataError: see `find_source` and `check_source`; something is at `data_dir`/`name`;
     another process is preparing the same; the disk is full or may not be written.
     """
-    target = Path(data_dir).absolute() / name
+    target = Path(os.path.expanduser(data_dir)).absolute() / name
     found = find_source(name, source)
     try:
         _refuse(target, overwrite)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from zmar_jax.data.errors import DataError
 from zmar_jax.data.frames import NPY_SIZE, picture_size
-from zmar_jax.images import SUFFIXES, ImageError
+from zmar_jax.images import SUFFIXES, ImageError, size_text
 
 _DEPTH = 2
 _SHOWN = 40
@@ -125,7 +125,7 @@ def find_source(name: str, folder: str | Path) -> Source:
     """
     if name not in _BENCHMARKS:
         raise DataError(f"{name!r} is no benchmark; expected one of {', '.join(_BENCHMARKS)}")
-    folder = Path(folder).absolute()
+    folder = Path(os.path.expanduser(folder)).absolute()
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; name the one that holds {name}")
     try:
@@ -154,7 +154,9 @@ def check_source(source: Source, crop: int, step: Step = lambda low, gt, error: 
     """
     problems = list(source.problems)
     if _BENCHMARKS[source.name].suffix == ".npy" and crop > min(NPY_SIZE):
-        problems.append(f"{source.root}: prepared at 512x960, smaller than the crop {crop}")
+        problems.append(
+            f"{source.root}: prepared at {size_text(NPY_SIZE)}, smaller than the crop {crop}"
+        )
     sizes: dict[Path, tuple[int, int] | None] = {}
     for pair in source.pairs:
         for path in {pair.low: None, pair.gt: None}:
@@ -162,7 +164,7 @@ def check_source(source: Source, crop: int, step: Step = lambda low, gt, error: 
                 sizes[path] = _size_or_problem(path, path == pair.gt, crop, problems)
         low, gt = sizes[pair.low], sizes[pair.gt]
         if low and gt and low != gt:
-            problems.append(f"{pair.low}: {_by(low)}, but {pair.gt} is {_by(gt)}")
+            problems.append(f"{pair.low}: {size_text(low)}, but {pair.gt} is {size_text(gt)}")
         step(pair.low, pair.gt, None)
     if problems:
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
@@ -195,7 +197,7 @@ def _size_or_problem(
         problems.append(str(e))
         return None
     if path.suffix.lower() == ".png" and min(size) < crop:
-        problems.append(f"{path}: {_by(size)}, smaller than the crop {crop}x{crop}")
+        problems.append(f"{path}: {size_text(size)}, smaller than the crop {crop}x{crop}")
     return size
 
 
@@ -340,7 +342,3 @@ def _resolve(root: Path, relative: str) -> Path | None:
             return None
         root /= part if part in names else names[0]
     return root
-
-
-def _by(size: tuple[int, int]) -> str:
-    return f"{size[0]}x{size[1]}"

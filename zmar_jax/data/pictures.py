@@ -12,6 +12,7 @@ import numpy as np
 import skimage.data
 
 from zmar_jax.config import DataConfig
+from zmar_jax.data.copies import eight_bits
 from zmar_jax.data.errors import DataError
 from zmar_jax.images import find_photos, read_photo
 
@@ -28,6 +29,8 @@ BUILT_IN: dict[Split, tuple[str, ...]] = {
     "val": ("coffee.png", "rocket.jpg"),
 }
 """Photographs that come with scikit-image, free to use (see its `skimage.data`)."""
+_UNCOMPRESSED = (b"BM", b"II", b"MM")
+"""How BMP and TIFF files begin, which pictures are read by, whatever their suffix."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +58,7 @@ def pictures(config: DataConfig, split: Split) -> Pictures:
     # the benchmarks need tensorflow-datasets, which takes seconds to import
     from zmar_jax.data.prepared import open_prepared
 
-    data_dir = Path(config.data_dir).expanduser()
-    prepared = open_prepared(config.name, data_dir, "train" if split == "train" else "test")
+    prepared = open_prepared(config.name, config.data_dir, "train" if split == "train" else "test")
     chosen = range(len(prepared))
     if split == "val" and config.name.startswith("sdsd") and config.sdsd_test_frames:
         chosen = first_of_each_scene(prepared.ids, config.sdsd_test_frames)
@@ -103,17 +105,23 @@ def hash_share(name: Path) -> float:
 
 
 def _read(found: Sequence[tuple[Path, Path]], i: int) -> tuple[np.ndarray, ...]:
-    rgb = read_photo(found[i][0]).rgb
-    return (rgb if rgb.dtype == np.uint8 else (rgb >> 8).astype(np.uint8),)
+    return (eight_bits(read_photo(found[i][0]).rgb),)
 
 
 def _sample(path: Path) -> str:
-    """Changes with a file's content, whatever its date; compressed files differ at their ends."""
+    """Changes with a file's content, whatever its date.
+
+    Of a compressed file the size and both ends tell; a BMP or TIFF may hold pixels as they are,
+    and is read whole.
+    """
     try:
         with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
             head = file.read(4096)
+            size = file.seek(0, os.SEEK_END)
+            # 16-bit PNGs, too: pixels of theirs may be cached that were cut, not rounded, to 8 bits
+            if head.startswith(_UNCOMPRESSED) or head[12:16] + head[24:25] == b"IHDR\x10":
+                file.seek(0)
+                return f"whole {hashlib.file_digest(file, 'blake2b').hexdigest()}"
             file.seek(max(size - 4096, 0))
             tail = file.read()
     except OSError as e:

@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def open_prepared(name: str, data_dir: str | Path, split: Split) -> Prepared:
 
     Raises DataError: not prepared (with the command to run), damaged, or an unknown split.
     """
-    folder = Path(data_dir).absolute() / name / VERSION
+    folder = Path(os.path.expanduser(data_dir)).absolute() / name / VERSION
     if name not in DATASETS:
         raise DataError(f"{name!r} is no benchmark; expected one of {', '.join(DATASETS)}")
     if split not in ("train", "test"):

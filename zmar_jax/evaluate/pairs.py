@@ -16,7 +16,7 @@ from zmar_jax.data.hashing import id_seed
 from zmar_jax.data.layouts import pairing_key
 from zmar_jax.data.masks import apply_mask, draw_mask, load_masks
 from zmar_jax.data.pictures import BUILT_IN, first_of_each_scene
-from zmar_jax.images import find_photos, read_photo
+from zmar_jax.images import find_photos, read_photo, size_text
 
 Found = Sequence[tuple[Path, Path]]
 """Files and their names relative to a folder, as `images.find_photos` returns them."""
@@ -137,7 +137,7 @@ def _benchmark(source: Source) -> Pairs:
     # needs tensorflow-datasets, which takes seconds to import
     from zmar_jax.data.prepared import open_prepared
 
-    prepared = open_prepared(source.data, source.data_dir.expanduser(), "test")
+    prepared = open_prepared(source.data, source.data_dir, "test")
     chosen = list(range(len(prepared)))
     if source.data.startswith("sdsd") and source.sdsd_frames:
         chosen = first_of_each_scene(prepared.ids, source.sdsd_frames)
@@ -202,9 +202,13 @@ def inspect(
             except ValueError as e:
                 problems.append(str(e))
         if len(set(shapes)) > 1:
-            problems.append(f"{paths[0]}: {_by(shapes[0])}, but {paths[1]} is {_by(shapes[1])}")
+            problems.append(
+                f"{paths[0]}: {size_text(shapes[0])}, but {paths[1]} is {size_text(shapes[1])}"
+            )
         elif shapes and min(shapes[0]) < SMALLEST:
-            problems.append(f"{paths[0]}: {_by(shapes[0])}, smaller than {SMALLEST}x{SMALLEST}")
+            problems.append(
+                f"{paths[0]}: {size_text(shapes[0])}, smaller than {SMALLEST}x{SMALLEST}"
+            )
         sizes.append(shapes[0] if shapes else (0, 0))
         digests.append(digest.hexdigest())
     if problems:
@@ -243,7 +247,3 @@ def _keyed(found: Found, problems: list[str]) -> dict[str, tuple[Path, Path]]:
 
 def _id(name: Path) -> str:
     return name.with_suffix("").as_posix()
-
-
-def _by(size: Sequence[int]) -> str:
-    return f"{size[1]}x{size[0]}"

@@ -105,6 +105,6 @@ def _digests(folder: Path, names: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 def _psnr(path: Path) -> float | None:
     try:
-        return json.loads((path / "metrics" / "metrics").read_text(encoding="utf-8"))[BEST]
-    except (OSError, ValueError):
+        return float(json.loads((path / "metrics" / "metrics").read_text(encoding="utf-8"))[BEST])
+    except (OSError, ValueError, KeyError, TypeError):
         return None  # not validated, or damaged, which the digests will tell

@@ -75,6 +75,10 @@ def train(
         start = int(state.step)
         say(_summary(config, mesh, state))
         if start >= config.train.steps:
+            say(
+                f"nothing to do: all {config.train.steps} steps are trained; for more, start again "
+                "with a higher train.steps and --accept-changes"
+            )
             return start
         with RunLog(workdir, config.train.steps, config.data.batch_size, start, console) as log:
             run = _Run(config, mesh, state, loader, validator, checkpoints, log)
@@ -145,7 +149,8 @@ class _Run:
         if self.metrics and due(self.config.log_every):
             values = self.metrics | self.health(self.state.params)
             self.log.scalars(self.step, {name: float(value) for name, value in values.items()})
-        if self.step == 1 or due(self.config.validate_every):
+        # what is saved without scores gets none later, and is passed over for one that has them
+        if self.step in (1, self.config.steps) or due(self.config.validate_every):
             self.save(self.validate())
         elif due(self.config.checkpoint_every):
             self.save()
@@ -165,11 +170,8 @@ class _Run:
             self.checkpoints.save(self.step, self.state, self.loader.get_state(), scores)
 
     def end(self) -> None:
-        """Validates and saves the last step of the run, or saves where it was stopped."""
-        finished = self.step == self.config.steps
-        if finished and not _due(self.step, self.config.validate_every):
-            self.save(self.validate())
-        elif self.step > 0:
+        """Saves where the run was stopped; returns when all is on the disk."""
+        if 0 < self.step < self.config.steps:
             self.save()
         self.checkpoints.wait()
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,7 +52,7 @@ def load_weights(path: str | Path | None = None) -> Weights:
     Raises:
       ValueError: names the file, what is wrong with it, and what to do.
     """
-    path = BUNDLED if path is None else path
+    path = BUNDLED if path is None else Path(os.path.expanduser(path))
     kind = torch_port.weights_format(path)
     if kind == "orbax":
         source = "weights"
