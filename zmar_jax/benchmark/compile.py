@@ -139,7 +139,7 @@ def _report(
 def largest_batch(
     task: Task, config: Config, target: Slice, first: Compiled, say: Say = lambda _: None
 ) -> int:
-    """The largest batch that compiles for the slice, a multiple of its devices, by bisection.
+    """The largest batch that fits the slice, a multiple of its devices, by bisection.
 
     Where to look first follows from a compilation of half the batch: memory grows with the batch
     by what the two differ in. Each further compilation, at that guess, then beyond what fits and at
@@ -161,7 +161,8 @@ def largest_batch(
             say(f"batch {units * step}: does not fit ({e})")
             return None
         say(f"batch {units * step}: {found.hbm / 2**30:.2f} GiB a device")
-        return found.hbm
+        # libtpu was seen to compile what takes more than there is with its arguments
+        return found.hbm if found.hbm_free >= 0 else None
 
     say(f"batch {first.batch_size}: {first.hbm / 2**30:.2f} GiB a device")
     other = max(fits // 2, 1) if fits > 1 else 2
