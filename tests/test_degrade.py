@@ -1,5 +1,6 @@
 """Darkening against its formula, the hash behind all draws, and `zmar-jax mask`."""
 
+import os
 import zlib
 from pathlib import Path
 
@@ -26,6 +27,7 @@ def test_hashes_never_change():
     assert hashing.fold(1, 2, 3) == 851442509
     assert hashing.id_seed(0, "a") == 1160917675
     assert hashing.id_seed(7, "scene/ü.png") == 2035414886
+    assert hashing.id_seed(0, os.fsdecode(b"\xff\xfe")) == 1620247721
 
 
 @settings(max_examples=30, deadline=None)

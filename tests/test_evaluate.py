@@ -214,6 +214,19 @@ def test_run_again_it_computes_nothing_and_writes_the_same(folder, weights_file,
     assert (tmp_path / "other" / "metrics.json").read_bytes() == first["metrics.json"]
 
 
+def test_names_need_not_be_utf_8(weights_file, tmp_path, capsys):
+    name = os.fsdecode(b"\xff\xfe")
+    write_photo(tmp_path / name / f"{name}.png", Photo(GTS[0]))
+    out = tmp_path / "out"
+    for _ in range(2):
+        assert evaluate(tmp_path / name, weights_file, out) == 0
+    assert r"\udcff" in capsys.readouterr().out
+    assert json.loads((out / "evaluation.json").read_text())["data"] == name
+    assert b"\n\xff\xfe,32,32," in (out / "per_image.csv").read_bytes()
+    assert b"Evaluation on \xff\xfe" in (out / "report.html").read_bytes()
+    assert (out / "restored" / f"{name}.png").exists()
+
+
 def test_what_was_lost_or_changed_is_computed_again(folder, weights_file, tmp_path):
     out = tmp_path / "out"
     assert evaluate(folder, weights_file, out) == 0

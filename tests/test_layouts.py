@@ -171,6 +171,7 @@ def test_every_offender_of_a_png_set_is_listed(tmp_path):
         "jpeg": rgb,
         "twice": rgb,
         "NORMAL_twice": rgb,
+        "\udcff": rgb,
     }
     for stem, pixels in bad.items():
         write(low / f"{stem}.png", pixels)
@@ -195,6 +196,7 @@ def test_every_offender_of_a_png_set_is_listed(tmp_path):
         (low / "twice.png", f"pairs as twice, and so does {low / 'NORMAL_twice.png'}"),
         (low / "stray.bmp", "expected a .png file"),
         (low / "deep.png", "expected 3 channels, got 1"),
+        (low / "\udcff.png", "its name is not UTF-8; rename it"),
     ]
     problems = problems_of(name, tmp_path)
     for path, reason in expected:

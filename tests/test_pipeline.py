@@ -209,6 +209,18 @@ def test_the_built_in_photographs(tmp_path: Path) -> None:
     assert len(list(make_loader(config, "val"))) == 2
 
 
+def test_names_need_not_be_utf_8(config: DataConfig, tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff\xfe")
+    (tmp_path / name).mkdir()
+    Image.fromarray(np.full((32, 32, 3), 9, np.uint8)).save(tmp_path / name / f"{name}.png")
+    folder = str(tmp_path / name)
+    config = dataclasses.replace(config, folder=folder, val_folder=None, val_share=0.0)
+    (batch,) = first(make_loader(config, "train"), 1)
+    assert set(batch["id"]) == {name}
+    (batch,) = make_loader(dataclasses.replace(config, val_folder=folder), "val")
+    assert set(batch["id"]) == {name}
+
+
 def test_pixels_are_decoded_once(config: DataConfig) -> None:
     calls = []
     for _ in range(2):

@@ -1,5 +1,7 @@
 """The command line: arguments, tables and progress bars; the work is done elsewhere."""
 
+import io
+import sys
 from collections.abc import Sequence
 
 import tyro
@@ -24,6 +26,9 @@ app.command(benchmark, name="benchmark", help="Time the project's programs on th
 
 def main(args: Sequence[str] | None = None) -> int:
     """Runs `zmar-jax`; returns the exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # as stderr does: names of files need not be text that the terminal can show
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = app.cli(
             prog="zmar-jax",

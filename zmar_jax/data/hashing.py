@@ -18,8 +18,12 @@ Array = Any
 
 def id_seed(seed: int, name: str) -> int:
     """A seed, below 2**32, for what is called `name`: the same in every process, on every host."""
-    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=4).digest()
-    return int.from_bytes(digest, "little")
+    return int.from_bytes(name_digest(f"{seed}/{name}", 4), "little")
+
+
+def name_digest(text: str, size: int) -> bytes:
+    """A digest of so many bytes of text that may have names of files in it, in any encoding."""
+    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=size).digest()
 
 
 def fold(seed: Array, *counters: Array, xp: Any = np) -> Array:

@@ -165,6 +165,8 @@ def check_source(source: Source, crop: int, step: Step = lambda low, gt, error: 
         low, gt = sizes[pair.low], sizes[pair.gt]
         if low and gt and low != gt:
             problems.append(f"{pair.low}: {size_text(low)}, but {pair.gt} is {size_text(gt)}")
+        if re.search("[\udc80-\udcff]", pair.id):  # bytes of other encodings
+            problems.append(f"{pair.low}: its name is not UTF-8; rename it")
         step(pair.low, pair.gt, None)
     if problems:
         count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"

@@ -14,6 +14,7 @@ import skimage.data
 from zmar_jax.config import DataConfig
 from zmar_jax.data.copies import eight_bits
 from zmar_jax.data.errors import DataError
+from zmar_jax.data.hashing import name_digest
 from zmar_jax.images import find_photos, read_photo
 
 Split = Literal["train", "val"]
@@ -100,8 +101,7 @@ def _in_folders(config: DataConfig, split: Split) -> list[tuple[Path, Path]]:
 
 def hash_share(name: Path) -> float:
     """A number in [0, 1) that depends on the name alone, so that a split survives new files."""
-    digest = hashlib.blake2b(name.as_posix().encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64
+    return int.from_bytes(name_digest(name.as_posix(), 8), "big") / 2**64
 
 
 def _read(found: Sequence[tuple[Path, Path]], i: int) -> tuple[np.ndarray, ...]:
@@ -142,4 +142,4 @@ def first_of_each_scene(ids: Sequence[str], frames: int) -> list[int]:
 
 
 def _digest(texts: Sequence[str]) -> str:
-    return hashlib.blake2b("\n".join(texts).encode(), digest_size=8).hexdigest()
+    return name_digest("\n".join(texts), 8).hex()

@@ -55,7 +55,7 @@ class Records:
                 self._discard()
             elif there.exists():
                 _compare(there, settings)
-            write_whole(there, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+            write_whole(there, json.dumps(settings, indent=1) + "\n")
             # drops what a killed process left half-written
             write_whole(self._path, "".join(_line(record) for record in self._lines.values()))
 

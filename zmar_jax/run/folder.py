@@ -82,7 +82,8 @@ def write_whole(path: Path, text: str) -> None:
     """Writes a file under a temporary name, then renames it."""
     part = path.with_name(f".{path.name}.part")
     try:
-        with part.open("w", encoding="utf-8") as file:
+        # names of files need not be UTF-8: as the bytes that they are
+        with part.open("w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
