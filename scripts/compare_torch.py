@@ -25,7 +25,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from compare_workers import Run, Setting, Worker, WorkerError
+from compare_workers import Run, Setting, Worker, WorkerError, prepare
 from tyro.conf import arg
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
@@ -243,6 +243,7 @@ def report(
 def run_check(preset: str, device: str) -> int:
     from torch_check import check
 
+    prepare(device)
     print("| golden file | quantity | error | allowed | |\n|---|---|---|---|---|")
     passed = True
     for f in check(load_golden(), preset, device):

@@ -166,18 +166,29 @@ def _inputs(setting: Setting) -> dict[str, np.ndarray]:
 # ---------------------------------------------------------------------------- PyTorch
 
 
+def prepare(device: str) -> Any:
+    """The PyTorch device, and float32 that means it: zmar_jax's does, too.
+
+    Raises:
+      ValueError: there is no such device.
+    """
+    import torch  # pyright: ignore[reportMissingImports]
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("this PyTorch sees no CUDA device; use --device cpu")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return torch.device(device)
+
+
 def _torch_job(setting: Setting) -> Job:
     import torch  # pyright: ignore[reportMissingImports]
     from safetensors.torch import load_file
     from torch_encoder import Sizes
     from torch_model import ZmarSNFlow, network_input
 
-    # "float32" means it for both; JAX is told the same
-    torch.backends.cudnn.allow_tf32 = False
+    device = prepare(setting.device)
     torch.backends.cudnn.benchmark = True
-    device = torch.device(setting.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("this PyTorch sees no CUDA device; use --device cpu")
     model = ZmarSNFlow(Sizes.of(setting.config))
     model.load_state_dict(load_file(setting.folder / "weights.safetensors"), strict=True)
     model.to(device)

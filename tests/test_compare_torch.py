@@ -90,6 +90,22 @@ def test_not_a_number_is_no_pass():
     assert not Finding("case", "z", math.nan, 1.0).passed
 
 
+@needs_torch
+def test_float32_means_it_and_a_missing_gpu_is_named(monkeypatch):
+    import torch
+    from compare_workers import prepare
+
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    for backend in backends:
+        backend.allow_tf32 = True
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert prepare("cuda") == torch.device("cuda")
+    assert not any(backend.allow_tf32 for backend in backends)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="sees no CUDA device"):
+        prepare("cuda")
+
+
 def run(*options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPTS / "compare_torch.py"), "--preset", "tiny", *options]
     return subprocess.run(command, capture_output=True, text=True)
@@ -125,11 +141,14 @@ def test_the_command_writes_a_table_and_json(tmp_path):
         (["--size", "8x64"], "at least 16x16"),
         (["--repeats", "0"], "--repeats must be 1 or more"),
         (["--threads", "-1"], "--threads 0 or more"),
+        (["--check", "--device", "cuda"], "sees no CUDA device"),
     ],
 )
 def test_bad_options_are_one_clear_line(options, message, monkeypatch, capsys):
     import compare_torch
+    import torch
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["compare_torch.py", *options])
     assert compare_torch.main() == 1
     (line,) = capsys.readouterr().err.splitlines()
