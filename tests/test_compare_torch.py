@@ -1,5 +1,6 @@
 """scripts/compare_torch.py: the PyTorch module against the goldens, and the command itself."""
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -104,6 +105,42 @@ def test_float32_means_it_and_a_missing_gpu_is_named(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match="sees no CUDA device"):
         prepare("cuda")
+
+
+@needs_torch
+@pytest.mark.parametrize("task", ["restore", "train"])
+def test_on_a_gpu_the_first_run_is_waited_for_and_its_peak_forgotten(
+    task, tmp_path, monkeypatch, one_thread
+):
+    import compare_torch
+    import compare_workers
+    import torch
+    from compare_workers import Setting
+
+    class Device(str):
+        """Named as a CPU, where PyTorch looks, with the type that the worker looks at."""
+
+        type = "cuda"
+
+    done = []
+    answers = {
+        "synchronize": None,
+        "reset_peak_memory_stats": None,
+        "max_memory_allocated": 3,
+        "get_device_name": "a card",
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda n=name, a=answer: done.append(n) or a)
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    monkeypatch.setattr(compare_workers, "prepare", lambda device: Device("cpu"))
+    config = compare_torch.write_inputs(tmp_path, "tiny", (1, 16, 16))
+    setting = Setting("torch", task, "float32", "cuda", 0, "blocks", config, tmp_path)
+    job = compare_workers._torch_job(setting)
+    job.run()
+    assert (job.device, job.peak()) == ("a card", 3)
+    assert np.isfinite(job.output()).all()
+    first = ["synchronize", "reset_peak_memory_stats", "get_device_name"]
+    assert done == [*first, "synchronize", "max_memory_allocated"]
 
 
 def run(*options: str) -> subprocess.CompletedProcess[str]:
