@@ -275,6 +275,12 @@ def _jax_job(setting: Setting) -> Job:
     from zmar_jax import torch_port
     from zmar_jax.config import ModelConfig
 
+    try:
+        device = jax.devices()[0]
+    except (RuntimeError, AssertionError) as e:  # without a plugin JAX asserts, and says nothing
+        raise ValueError(
+            f"this JAX sees no {setting.device} device; pip install 'zmar-jax[cuda]' ({e})"
+        ) from e
     sizes: dict[str, Any] = {**setting.config, "policy": setting.policy}
     config = ModelConfig(**sizes)
     weights = torch_port.read_state_dict(setting.folder / "weights.safetensors")
@@ -284,7 +290,6 @@ def _jax_job(setting: Setting) -> Job:
         run, output = _jax_restore(config, params, inputs)
     else:
         run, output = _jax_train(config, params, inputs, setting.remat)
-    device = jax.devices()[0]
 
     def peak() -> int:
         if device.platform == "cpu":

@@ -173,6 +173,18 @@ def test_the_command_writes_a_table_and_json(tmp_path):
 
 
 @needs_torch
+@pytest.mark.slow
+def test_without_a_gpu_each_worker_says_so(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = run("--device", "cuda", "--task", "restore", "--size", "16x16")
+    assert done.returncode == 1
+    assert "failed: torch (restore, float32): ValueError: this PyTorch sees no" in done.stderr
+    assert "failed: jax (restore, float32): ValueError: this JAX sees no cuda" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "| task |" in done.stdout
+
+
+@needs_torch
 @pytest.mark.parametrize(
     ("options", "message"),
     [
