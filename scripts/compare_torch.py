@@ -2,6 +2,7 @@
 
 $ python scripts/compare_torch.py --task restore --size 400x600
 $ python scripts/compare_torch.py --task train --crop 160 --policy both --compile --json out.json
+$ python scripts/compare_torch.py --device cuda --policy both --batch 16 --json out.json
 $ python scripts/compare_torch.py --check
 
 The PyTorch module (torch_model.py) computes what the release computes in the release's own way;
@@ -25,7 +26,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from compare_workers import Run, Setting, Worker, WorkerError
+from compare_workers import Run, Setting, Worker, WorkerError, prepare
 from tyro.conf import arg
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
@@ -35,22 +36,43 @@ TESTS = Path(__file__).resolve().parents[1] / "tests"
 class Row:
     """A framework at a task. `first_call` is the seconds to load, compile and run once.
 
-    `peak_memory` in bytes: the process's on a CPU, compiling included, else the GPU's.
-    `difference` is from eager PyTorch in the same policy: the largest of the restored pixels,
-    of 1, or of the losses of all steps, relative. `ratio` is PyTorch's seconds over these,
-    `cpu_ratio` the same of the seconds of all cores together.
+    `peak_memory` in bytes: on a CPU the process's, compiling included; on a GPU what the arrays
+    of all runs took at once, PyTorch's without its first run, and JAX's with the compiler's trials,
+    which it cannot forget. `difference` is from eager PyTorch in the same policy: the largest of
+    the restored pixels, of 1, or of the losses of all steps, relative. `ratio` is PyTorch's seconds
+    over these, `cpu_ratio` the same of the seconds of all cores together. All three are None where
+    eager PyTorch failed.
     """
 
     task: str
     policy: str
     framework: str
+    device: str
     shape: tuple[int, int, int]
     runs: tuple[Run, ...]
     first_call: float
     peak_memory: int
-    difference: float
-    ratio: float
-    cpu_ratio: float
+    difference: float | None
+    ratio: float | None
+    cpu_ratio: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What a worker has told."""
+
+    worker: Worker
+    runs: tuple[Run, ...]
+    peak: int
+    output: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Problems:
+    """In the workers' words: torch.compile may be unable to start, all else has `failed`."""
+
+    skipped: list[str] = dataclasses.field(default_factory=list)
+    failed: list[str] = dataclasses.field(default_factory=list)
 
 
 def compare(
@@ -63,26 +85,31 @@ def compare(
     device: Literal["cpu", "cuda"] = "cpu",
     repeats: int = 3,
     threads: int = 0,
+    remat: Literal["none", "blocks", "reversible"] = "blocks",
     compile: bool = False,
     check: bool = False,
     json_file: Annotated[Path | None, arg(name="json")] = None,
 ) -> int:
-    """Time PyTorch and zmar_jax in turns, each in a process of its own.
+    """Time PyTorch and zmar_jax, each in a process of its own: in turns on a CPU.
+
+    What fails is named and left out; the exit code is 1 unless that is torch.compile's start.
 
     Args:
       task: Restore (encoder and reversed flow, heat 0) or train step (nll, gradient, Adam).
-      size: Height x width of the image to restore, pixels; rounded up to multiples of 8.
+      size: Height x width of the image to restore, one at a time; rounded up to multiples of 8.
       crop: Side of the crops to train on, pixels; rounded up likewise.
-      batch: Images at a time.
+      batch: Crops in a train step.
       preset: The model's sizes.
       policy: Float32, or mixed precision: autocast in PyTorch, the policy in zmar_jax.
       device: What to run on.
       repeats: Runs of each framework, of which the fastest counts.
       threads: Cores that each framework may use; 0 for all. On a busy machine use 1: PyTorch's
         threads wait for each other at every operation, and a core taken away holds up all.
-      compile: Also time torch.compile.
+      remat: What zmar_jax's train step computes again to save memory. PyTorch keeps everything,
+        as zmar_jax does with none, which takes about ten times the memory of blocks.
+      compile: Also time torch.compile, in its default mode.
       check: Hold the PyTorch module to the golden files instead; exit code 1 if it fails.
-      json_file: Also write everything as JSON.
+      json_file: Also write everything as JSON, anew after each task and policy.
     """
     if importlib.util.find_spec("torch") is None:
         raise ValueError("PyTorch is not installed: pip install 'zmar-jax[torch]'")
@@ -93,26 +120,31 @@ def compare(
             "--batch and --repeats must be 1 or more, --threads 0 or more; "
             f"got {batch}, {repeats} and {threads}"
         )
-    load = os.getloadavg()[0]
+    about = machine(device, threads, remat)
     shapes = {
-        "restore": (batch, *parse_size(size)),
+        "restore": (1, *parse_size(size)),
         "train": (batch, *parse_size(f"{crop}x{crop}")),
     }
     tasks = ("restore", "train") if task == "both" else (task,)
     policies = ("float32", "bfloat16") if policy == "both" else (policy,)
     frameworks = ("torch", "torch.compile", "jax") if compile else ("torch", "jax")
     rows: list[Row] = []
-    skipped: list[str] = []
+    problems = Problems()
     for name in tasks:
-        with tempfile.TemporaryDirectory() as folder:
+        # a compiler's helpers may still write there
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             config = write_inputs(Path(folder), preset, shapes[name])
             for p in policies:
                 settings = [
-                    Setting(f, name, p, device, threads, config, Path(folder)) for f in frameworks
+                    Setting(f, name, p, device, threads, remat, config, Path(folder))
+                    for f in frameworks
                 ]
-                rows += measure(settings, shapes[name], repeats, skipped)
-    report(machine(device, threads, load), rows, skipped, json_file)
-    return 0
+                rows += measure(settings, shapes[name], repeats, problems)
+                about["device"] = ", ".join(dict.fromkeys(row.device for row in rows)) or device
+                if json_file:
+                    write_json(json_file, about, rows, problems)
+    report(about, rows, problems)
+    return 1 if problems.failed else 0
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -144,42 +176,86 @@ def load_golden() -> Any:
 
 
 def measure(
-    settings: list[Setting], shape: tuple[int, int, int], repeats: int, skipped: list[str]
-) -> Iterator[Row]:
-    """Starts the workers one after the other, then runs them in turns."""
+    settings: list[Setting], shape: tuple[int, int, int], repeats: int, problems: Problems
+) -> list[Row]:
+    """Rows of those that work.
+
+    Turns share out what others make of a CPU. On a GPU each runs alone, as it may need all of the
+    memory, and PyTorch keeps what it has freed.
+    """
+    alone = settings[0].device != "cpu"
+    groups = [[setting] for setting in settings] if alone else [settings]
+    found = [one for group in groups for one in take_turns(group, repeats, problems)]
+    eager = next((one for one in found if one.worker.setting.framework == "torch"), None)
+    return [to_row(one, eager, shape) for one in found]
+
+
+def take_turns(settings: list[Setting], repeats: int, problems: Problems) -> list[Measured]:
+    """Starts workers one after the other, then runs them in turns; one that fails drops out."""
+    found: list[Measured] = []
     with contextlib.ExitStack() as stack:
-        workers = []
+        runs: dict[Worker, list[Run]] = {}
         for setting in settings:
-            say(f"{setting.task}, {setting.policy}, {setting.framework}: starting")
-            try:
-                workers.append(Worker(setting))
-            except WorkerError as e:
-                if setting.framework != "torch.compile":
-                    raise
-                skipped.append(str(e))
-                continue
-            stack.callback(workers[-1].stop)
-        turns = [[worker.run() for worker in workers] for _ in range(repeats)]
-        runs = [tuple(of_one) for of_one in zip(*turns, strict=True)]
-        reference = workers[0].output()
-        for worker, mine in zip(workers, runs, strict=True):
-            setting, found = worker.setting, worker.output()
-            if not np.isfinite(found).all():
-                raise ValueError(f"{setting.framework}, {setting.task}: the results are not finite")
-            say(f"{setting.task}, {setting.policy}, {setting.framework}: {fastest(mine):.3g} s")
-            unit = np.abs(reference) if setting.task == "train" else 1.0
-            yield Row(
-                task=setting.task,
-                policy=setting.policy,
-                framework=setting.framework,
-                shape=shape,
-                runs=mine,
-                first_call=worker.first_call,
-                peak_memory=worker.peak(),
-                difference=float(np.max(np.abs(found - reference) / unit)),
-                ratio=fastest(runs[0]) / fastest(mine),
-                cpu_ratio=least_cpu(runs[0]) / least_cpu(mine),
-            )
+            say(f"{setting.name}: starting")
+            compiling = setting.framework == "torch.compile"
+            with noted(problems.skipped if compiling else problems.failed):
+                worker = Worker(setting)
+                stack.callback(worker.stop)
+                runs[worker] = []
+        for turn in range(repeats):
+            for worker, mine in runs.items():
+                if len(mine) == turn:
+                    with noted(problems.failed):
+                        mine.append(worker.run())
+        for worker, mine in runs.items():
+            if len(mine) == repeats:
+                with noted(problems.failed):
+                    found.append(read(worker, tuple(mine)))
+    return found
+
+
+@contextlib.contextmanager
+def noted(problems: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except WorkerError as e:
+        say(str(e))
+        problems.append(str(e))
+
+
+def read(worker: Worker, runs: tuple[Run, ...]) -> Measured:
+    name = worker.setting.name
+    found = Measured(worker, runs, worker.peak(), worker.output())
+    if not np.isfinite(found.output).all():
+        raise WorkerError(f"{name}: the results are not finite")
+    say(f"{name}: {fastest(runs):.3g} s")
+    return found
+
+
+def to_row(found: Measured, eager: Measured | None, shape: tuple[int, int, int]) -> Row:
+    setting = found.worker.setting
+    row = Row(
+        task=setting.task,
+        policy=setting.policy,
+        framework=setting.framework,
+        device=found.worker.device,
+        shape=shape,
+        runs=found.runs,
+        first_call=found.worker.first_call,
+        peak_memory=found.peak,
+        difference=None,
+        ratio=None,
+        cpu_ratio=None,
+    )
+    if eager is None:
+        return row
+    unit = np.abs(eager.output) if setting.task == "train" else 1.0
+    return dataclasses.replace(
+        row,
+        difference=float(np.max(np.abs(found.output - eager.output) / unit)),
+        ratio=fastest(eager.runs) / fastest(found.runs),
+        cpu_ratio=least_cpu(eager.runs) / least_cpu(found.runs),
+    )
 
 
 def say(what: str) -> None:
@@ -195,10 +271,11 @@ def least_cpu(runs: tuple[Run, ...]) -> float:
     return min(run.cpu_seconds for run in runs)
 
 
-def machine(device: str, threads: int, load: float) -> dict[str, Any]:
-    """`load` is the machine's before anything ran: what others make of it."""
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "jax", "zmar-jax")}
-    cores = os.cpu_count() or 1
+def machine(device: str, threads: int, remat: str) -> dict[str, Any]:
+    """To be asked before anything runs: the load is what others make of the machine."""
+    import zmar_jax
+
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
     return {
         "device": device,
         "machine": platform.machine(),
@@ -206,13 +283,22 @@ def machine(device: str, threads: int, load: float) -> dict[str, Any]:
         "threads": threads or cores,
         "load_before": round(load, 2),
         "busy": load > 0.5,
-        **versions,
+        "torch": importlib.metadata.version("torch"),
+        "jax": importlib.metadata.version("jax"),
+        "zmar-jax": zmar_jax.__version__,
+        "remat": remat,
     }
 
 
-def report(
-    about: dict[str, Any], rows: list[Row], skipped: list[str], json_file: Path | None
-) -> None:
+def write_json(file: Path, about: dict[str, Any], rows: list[Row], problems: Problems) -> None:
+    content = {**about, "rows": [dataclasses.asdict(row) for row in rows]}
+    content |= dataclasses.asdict(problems)
+    partial = file.with_name(file.name + ".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(file)
+
+
+def report(about: dict[str, Any], rows: list[Row], problems: Problems) -> None:
     print(f"\n{', '.join(f'{name} {value}' for name, value in about.items())}\n")
     if about["busy"]:
         print(
@@ -227,22 +313,23 @@ def report(
         shape = " x ".join(map(str, row.shape))
         print(
             f"| {row.task} | {shape} | {row.policy} | {row.framework} "
-            f"| {fastest(row.runs):.3g} | {row.ratio:.2f} "
-            f"| {least_cpu(row.runs):.3g} | {row.cpu_ratio:.2f} | {row.first_call:.1f} "
-            f"| {row.peak_memory / 2**30:.2f} | {row.difference:.1e} |"
+            f"| {fastest(row.runs):.3g} | {shown(row.ratio, '.2f')} "
+            f"| {least_cpu(row.runs):.3g} | {shown(row.cpu_ratio, '.2f')} | {row.first_call:.1f} "
+            f"| {row.peak_memory / 2**30:.2f} | {shown(row.difference, '.1e')} |"
         )
-    for reason in skipped:
-        print(f"\nskipped: {reason}", file=sys.stderr)
-    if json_file:
-        content = {**about, "rows": [dataclasses.asdict(row) for row in rows], "skipped": skipped}
-        partial = json_file.with_name(json_file.name + ".partial")
-        partial.write_text(json.dumps(content, indent=2) + "\n")
-        partial.replace(json_file)
+    for kind, reasons in dataclasses.asdict(problems).items():
+        for reason in reasons:
+            print(f"\n{kind}: {reason}", file=sys.stderr)
+
+
+def shown(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def run_check(preset: str, device: str) -> int:
     from torch_check import check
 
+    prepare(device)
     print("| golden file | quantity | error | allowed | |\n|---|---|---|---|---|")
     passed = True
     for f in check(load_golden(), preset, device):

@@ -31,18 +31,28 @@ class Setting:
     device: str
     threads: int
     """Cores that the process may use; 0 for all."""
+    remat: str
+    """zmar_jax's `train.remat`."""
     config: dict[str, Any]
     """`dataclasses.asdict` of a ModelConfig."""
     folder: Path
 
+    @property
+    def name(self) -> str:
+        return f"{self.framework} ({self.task}, {self.policy})"
+
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """`run` does the task once and waits for it; `output` and `peak` tell about all runs."""
+    """A task that has run once, on `device` by its own name.
+
+    `run` does it again and waits for it; `output` and `peak` tell about all runs.
+    """
 
     run: Callable[[], None]
     output: Callable[[], np.ndarray]
     peak: Callable[[], int]
+    device: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +81,7 @@ class Worker:
         self._process = context.Process(target=_serve, args=(theirs, setting), daemon=True)
         self._process.start()
         theirs.close()
-        self.first_call = self._answer()
+        self.first_call, self.device = self._answer()
 
     def run(self) -> Run:
         """Once more."""
@@ -86,29 +96,34 @@ class Worker:
         return self._ask("peak")
 
     def stop(self) -> None:
-        """Ends the process; it notices that nobody will tell it anything more."""
+        """Ends the process, and waits until it holds no memory any more.
+
+        It notices that nobody will tell it anything more.
+        """
         self._pipe.close()
         self._process.join(10)
-        self._process.terminate()
+        self._process.kill()
+        self._process.join()
 
     def _ask(self, command: str) -> Any:
-        self._pipe.send(command)
+        # one that is gone answers nothing, which says more than that it does not listen
+        with contextlib.suppress(OSError):
+            self._pipe.send(command)
         return self._answer()
 
     def _answer(self) -> Any:
-        name = f"{self.setting.framework} ({self.setting.task}, {self.setting.policy})"
         try:
             problem, value = self._pipe.recv()
-        except EOFError as e:
+        except (EOFError, OSError) as e:
             self._process.join()
             code = self._process.exitcode
             raise WorkerError(
-                f"{name}: its process ended with exit code {code}"
+                f"{self.setting.name}: its process ended with exit code {code}"
                 + ("; out of memory? try a smaller size or batch" if code == -9 else "")
             ) from e
         if problem:
             self.stop()
-            raise WorkerError(f"{name}: {problem}")
+            raise WorkerError(f"{self.setting.name}: {problem}")
         return value
 
 
@@ -116,9 +131,9 @@ def _serve(pipe: Connection, setting: Setting) -> None:
     try:
         start = time.perf_counter()
         _limit_cores(setting.threads)
+        _compile_anew(setting.folder)
         job = _jax_job(setting) if setting.framework == "jax" else _torch_job(setting)
-        job.run()
-        pipe.send((None, time.perf_counter() - start))
+        pipe.send((None, (time.perf_counter() - start, job.device)))
         while True:
             try:
                 command = pipe.recv()
@@ -137,6 +152,12 @@ def _limit_cores(threads: int) -> None:
         if not hasattr(os, "sched_setaffinity"):
             raise ValueError("--threads needs Linux; leave it out to use all cores")
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+
+
+def _compile_anew(folder: Path) -> None:
+    # else the first call takes what an earlier run has left on disk
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
+    os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
 
 
 def _timed(run: Callable[[], None]) -> Run:
@@ -166,18 +187,29 @@ def _inputs(setting: Setting) -> dict[str, np.ndarray]:
 # ---------------------------------------------------------------------------- PyTorch
 
 
+def prepare(device: str) -> Any:
+    """The PyTorch device, and float32 that means it: zmar_jax's does, too.
+
+    Raises:
+      ValueError: there is no such device.
+    """
+    import torch  # pyright: ignore[reportMissingImports]
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ValueError("this PyTorch sees no CUDA device; use --device cpu")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return torch.device(device)
+
+
 def _torch_job(setting: Setting) -> Job:
     import torch  # pyright: ignore[reportMissingImports]
     from safetensors.torch import load_file
     from torch_encoder import Sizes
     from torch_model import ZmarSNFlow, network_input
 
-    # "float32" means it for both; JAX is told the same
-    torch.backends.cudnn.allow_tf32 = False
+    device = prepare(setting.device)
     torch.backends.cudnn.benchmark = True
-    device = torch.device(setting.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("this PyTorch sees no CUDA device; use --device cpu")
     model = ZmarSNFlow(Sizes.of(setting.config))
     model.load_state_dict(load_file(setting.folder / "weights.safetensors"), strict=True)
     model.to(device)
@@ -186,7 +218,9 @@ def _torch_job(setting: Setting) -> Job:
         for k, a in _inputs(setting).items()
     }
     mixed = torch.autocast(device.type, torch.bfloat16, enabled=setting.policy == "bfloat16")
-    compiled = torch.compile if setting.framework == "torch.compile" else lambda function: function
+    compiled: Any = (
+        torch.compile if setting.framework == "torch.compile" else lambda function: function
+    )
     results: list[Any] = []
 
     def restore() -> None:
@@ -216,38 +250,54 @@ def _torch_job(setting: Setting) -> Job:
         return torch.cuda.max_memory_allocated() if device.type == "cuda" else process_peak()
 
     if setting.task == "restore":
-        function = compiled(model.restore)
-        return Job(restore, output, peak)
-    function, image = compiled(model), network_input(arrays["low"] / 255)
-    optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
-    return Job(train, output, peak)
+        run, function = restore, compiled(model.restore)
+    else:
+        run, function = train, compiled(model)
+        image = network_input(arrays["low"] / 255)
+        optimizer = torch.optim.Adam(model.parameters(), LEARNING_RATE)
+    run()
+    if device.type == "cpu":
+        return Job(run, output, peak, "cpu")
+    # cudnn.benchmark has tried algorithms whose workspaces no later run holds
+    torch.cuda.reset_peak_memory_stats()
+    return Job(run, output, peak, torch.cuda.get_device_name())
 
 
 # -------------------------------------------------------------------------------- JAX
 
 
 def _jax_job(setting: Setting) -> Job:
-    # both frameworks are to fit on one GPU
-    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     os.environ["JAX_PLATFORMS"] = setting.device
+    # PyTorch may take all of the GPU, where JAX would stop at three quarters
+    os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.9")
     import jax
 
     from zmar_jax import torch_port
     from zmar_jax.config import ModelConfig
 
+    try:
+        device = jax.devices()[0]
+    except (RuntimeError, AssertionError) as e:  # without a plugin JAX asserts, and says nothing
+        raise ValueError(
+            f"this JAX sees no {setting.device} device; pip install 'zmar-jax[cuda]' ({e})"
+        ) from e
     sizes: dict[str, Any] = {**setting.config, "policy": setting.policy}
     config = ModelConfig(**sizes)
     weights = torch_port.read_state_dict(setting.folder / "weights.safetensors")
     params = torch_port.to_params(weights, config)
     inputs = _inputs(setting)
-    make = _jax_restore if setting.task == "restore" else _jax_train
-    run, output = make(config, params, inputs)
+    if setting.task == "restore":
+        run, output = _jax_restore(config, params, inputs)
+    else:
+        run, output = _jax_train(config, params, inputs, setting.remat)
 
     def peak() -> int:
-        stats = jax.devices()[0].memory_stats()
-        return stats["peak_bytes_in_use"] if stats else process_peak()
+        if device.platform == "cpu":
+            return process_peak()
+        return device.memory_stats()["peak_bytes_in_use"]
 
-    return Job(run, output, peak)
+    run()
+    return Job(run, output, peak, device.device_kind)
 
 
 def _jax_restore(config: Any, params: Any, inputs: dict[str, np.ndarray]) -> tuple[Any, Any]:
@@ -257,18 +307,21 @@ def _jax_restore(config: Any, params: Any, inputs: dict[str, np.ndarray]) -> tup
 
     restorer, image = Restorer(config, params), inputs["low"]
     b, h, w, _ = image.shape
-    z, results = np.zeros((b, h // 8, w // 8, 192), np.float32), []
     programs = restorer.programs(h, w)
+    z, results = np.zeros((b, h // 8, w // 8, 192), np.float32), []
+    # PyTorch's inputs lie on the device, too, before the clock starts
+    variables, image, z = jax.device_put((restorer.variables, image, z), jax.devices()[0])
 
     def run() -> None:
-        features = programs.encode(restorer.variables, image)
-        restored = programs.decode(restorer.variables, z, features)
+        restored = programs.decode(variables, z, programs.encode(variables, image))
         results[:] = [jax.block_until_ready(restored)]
 
     return run, lambda: np.asarray(results[0])
 
 
-def _jax_train(config: Any, params: Any, inputs: dict[str, np.ndarray]) -> tuple[Any, Any]:
+def _jax_train(
+    config: Any, params: Any, inputs: dict[str, np.ndarray], remat: Any
+) -> tuple[Any, Any]:
     import jax
     from jax.sharding import NamedSharding
 
@@ -283,9 +336,10 @@ def _jax_train(config: Any, params: Any, inputs: dict[str, np.ndarray]) -> tuple
         warmup_steps=0,
         release_warmup=False,
         weight_decay_encoder=0.0,
-        remat="blocks",
+        remat=remat,
     )
-    mesh, key = make_mesh(), jax.random.key(0)
+    # one device, as PyTorch
+    mesh, key = make_mesh(devices=jax.devices()[:1]), jax.random.key(0)
     state = jax.device_put(
         state_of(Config(config, train=recipe), params), NamedSharding(mesh, REPLICATED)
     )

@@ -34,6 +34,7 @@ def check(golden: Any, preset: str, device: str) -> Iterator[Finding]:
 
     Args:
       golden: the module tests/golden.py.
+      device: "cpu" or "cuda", `compare_workers.prepare`d.
     """
     yield from _gradients(golden, device)
     full = golden.FULL_CASES if preset == "zmar_snflow" else {}

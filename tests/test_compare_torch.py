@@ -1,5 +1,6 @@
 """scripts/compare_torch.py: the PyTorch module against the goldens, and the command itself."""
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -90,6 +91,58 @@ def test_not_a_number_is_no_pass():
     assert not Finding("case", "z", math.nan, 1.0).passed
 
 
+@needs_torch
+def test_float32_means_it_and_a_missing_gpu_is_named(monkeypatch):
+    import torch
+    from compare_workers import prepare
+
+    backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    for backend in backends:
+        backend.allow_tf32 = True
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert prepare("cuda") == torch.device("cuda")
+    assert not any(backend.allow_tf32 for backend in backends)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match="sees no CUDA device"):
+        prepare("cuda")
+
+
+@needs_torch
+@pytest.mark.parametrize("task", ["restore", "train"])
+def test_on_a_gpu_the_first_run_is_waited_for_and_its_peak_forgotten(
+    task, tmp_path, monkeypatch, one_thread
+):
+    import compare_torch
+    import compare_workers
+    import torch
+    from compare_workers import Setting
+
+    class Device(str):
+        """Named as a CPU, where PyTorch looks, with the type that the worker looks at."""
+
+        type = "cuda"
+
+    done = []
+    answers = {
+        "synchronize": None,
+        "reset_peak_memory_stats": None,
+        "max_memory_allocated": 3,
+        "get_device_name": "a card",
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda n=name, a=answer: done.append(n) or a)
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    monkeypatch.setattr(compare_workers, "prepare", lambda device: Device("cpu"))
+    config = compare_torch.write_inputs(tmp_path, "tiny", (1, 16, 16))
+    setting = Setting("torch", task, "float32", "cuda", 0, "blocks", config, tmp_path)
+    job = compare_workers._torch_job(setting)
+    job.run()
+    assert (job.device, job.peak()) == ("a card", 3)
+    assert np.isfinite(job.output()).all()
+    first = ["synchronize", "reset_peak_memory_stats", "get_device_name"]
+    assert done == [*first, "synchronize", "max_memory_allocated"]
+
+
 def run(*options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(SCRIPTS / "compare_torch.py"), "--preset", "tiny", *options]
     return subprocess.run(command, capture_output=True, text=True)
@@ -100,21 +153,35 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_writes_a_table_and_json(tmp_path):
     file = tmp_path / "out.json"
     sizes = ["--size", "20x24", "--crop", "16", "--batch", "2", "--threads", "1"]
+    sizes += ["--remat", "reversible"]
     done = run(*sizes, "--repeats", "2", "--json", str(file))
     assert done.returncode == 0, done.stderr
     result = json.loads(file.read_text())
     assert [p.name for p in tmp_path.iterdir()] == ["out.json"]
     assert result["threads"] == 1
-    assert result["skipped"] == []
+    assert (result["device"], result["remat"]) == ("cpu", "reversible")
+    assert (result["skipped"], result["failed"]) == ([], [])
     rows = {(row["task"], row["framework"]): row for row in result["rows"]}
     assert list(rows) == [(t, f) for t in ("restore", "train") for f in ("torch", "jax")]
     for (task, framework), row in rows.items():
-        assert row["shape"] == ([2, 24, 24] if task == "restore" else [2, 16, 16])
+        assert row["shape"] == ([1, 24, 24] if task == "restore" else [2, 16, 16])
         assert len(row["runs"]) == 2
         assert all(r["seconds"] > 0 and r["cpu_seconds"] > 0 for r in row["runs"])
         assert row["peak_memory"] > 50e6
         assert row["difference"] <= (0 if framework == "torch" else 1e-4)
-        assert f"| {task} | 2 x " in done.stdout
+        assert f"| {task} | {row['shape'][0]} x " in done.stdout
+
+
+@needs_torch
+@pytest.mark.slow
+def test_without_a_gpu_each_worker_says_so(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = run("--device", "cuda", "--task", "restore", "--size", "16x16")
+    assert done.returncode == 1
+    assert "failed: torch (restore, float32): ValueError: this PyTorch sees no" in done.stderr
+    assert "failed: jax (restore, float32): ValueError: this JAX sees no cuda" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "| task |" in done.stdout
 
 
 @needs_torch
@@ -125,11 +192,14 @@ def test_the_command_writes_a_table_and_json(tmp_path):
         (["--size", "8x64"], "at least 16x16"),
         (["--repeats", "0"], "--repeats must be 1 or more"),
         (["--threads", "-1"], "--threads 0 or more"),
+        (["--check", "--device", "cuda"], "sees no CUDA device"),
     ],
 )
 def test_bad_options_are_one_clear_line(options, message, monkeypatch, capsys):
     import compare_torch
+    import torch
 
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(sys, "argv", ["compare_torch.py", *options])
     assert compare_torch.main() == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -146,26 +216,35 @@ def test_without_torch_it_says_what_to_install(monkeypatch, capsys):
     assert "zmar-jax[torch]" in capsys.readouterr().err
 
 
-# Turns, skipping and units, without processes.
+# Turns, failures and units, without processes.
 
 
 class FakeWorker:
     calls: list[str]
+    fails: set[tuple[str, str]]
+    """(framework, what): start, run, output, or nan for results that are not finite."""
 
     def __init__(self, setting):
+        self.setting, self.first_call, self.device = setting, 1.0, "a card"
+        self.fail("start")
+
+    def fail(self, what):
         from compare_workers import WorkerError
 
-        if setting.framework == "torch.compile":
-            raise WorkerError("no C++ compiler")
-        self.setting, self.first_call = setting, 1.0
+        if (self.setting.framework, what) in self.fails:
+            raise WorkerError(f"{self.setting.name}: no {what}")
 
     def run(self):
         from compare_workers import Run
 
         self.calls.append(self.setting.framework)
+        self.fail("run")
         return Run(6.0, 8.0) if self.setting.framework == "torch" else Run(2.0, 4.0)
 
     def output(self):
+        self.fail("output")
+        if (self.setting.framework, "nan") in self.fails:
+            return np.array([np.nan])
         return np.array([4.0, 8.0]) * (1 if self.setting.framework == "torch" else 1.5)
 
     def peak(self):
@@ -179,33 +258,103 @@ class FakeWorker:
 def calls(monkeypatch) -> list[str]:
     import compare_torch
 
-    FakeWorker.calls = []
+    FakeWorker.calls, FakeWorker.fails = [], set()
     monkeypatch.setattr(compare_torch, "Worker", FakeWorker)
     return FakeWorker.calls
 
 
-def measured(task: str, frameworks: tuple[str, ...], skipped: list[str]) -> list[Any]:
-    import compare_torch
+ALL = ("torch", "torch.compile", "jax")
 
-    settings: Any = [SimpleNamespace(framework=f, task=task, policy="float32") for f in frameworks]
-    return list(compare_torch.measure(settings, (1, 16, 16), 2, skipped))
+
+def measured(task: str, frameworks: tuple[str, ...], device: str = "cpu") -> tuple[Any, Any]:
+    import compare_torch
+    from compare_workers import Setting
+
+    settings = [
+        Setting(f, task, "float32", device, 0, "blocks", {}, Path("folder")) for f in frameworks
+    ]
+    problems = compare_torch.Problems()
+    return compare_torch.measure(settings, (1, 16, 16), 2, problems), problems
 
 
 @pytest.mark.parametrize(("task", "difference"), [("restore", 4.0), ("train", 0.5)])
 def test_frameworks_take_turns_and_a_missing_compiler_is_skipped(task, difference, calls):
-    skipped: list[str] = []
-    torch_row, jax_row = measured(task, ("torch", "torch.compile", "jax"), skipped)
+    FakeWorker.fails = {("torch.compile", "start")}
+    (torch_row, jax_row), problems = measured(task, ALL)
     assert calls == ["torch", "jax", "torch", "jax", "stop jax", "stop torch"]
-    assert skipped == ["no C++ compiler"]
+    assert problems.skipped == [f"torch.compile ({task}, float32): no start"]
+    assert problems.failed == []
     assert (torch_row.ratio, jax_row.ratio, jax_row.cpu_ratio) == (1.0, 3.0, 2.0)
     assert (torch_row.difference, jax_row.difference) == (0.0, difference)
 
 
-def test_results_that_are_not_finite_are_an_error(calls, monkeypatch):
-    monkeypatch.setattr(FakeWorker, "output", lambda self: np.array([np.nan]))
-    with pytest.raises(ValueError, match="not finite"):
-        measured("train", ("torch", "jax"), [])
-    assert calls[-2:] == ["stop jax", "stop torch"]
+def test_on_a_gpu_each_has_the_memory_alone(calls):
+    rows, _ = measured("train", ("torch", "jax"), "cuda")
+    assert calls == ["torch", "torch", "stop torch", "jax", "jax", "stop jax"]
+    assert [(row.device, row.ratio) for row in rows] == [("a card", 1.0), ("a card", 3.0)]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("what", ["start", "run", "output", "nan"])
+@pytest.mark.parametrize("who", ALL)
+def test_a_failure_ends_its_own_row_alone(who, what, device, calls):
+    FakeWorker.fails = {(who, what)}
+    rows, problems = measured("train", ALL, device)
+    assert [row.framework for row in rows] == [f for f in ALL if f != who]
+    assert {row.ratio is None for row in rows} == {who == "torch"}
+    (words,) = problems.failed + problems.skipped
+    assert words.startswith(f"{who} (train, float32): ")
+    assert bool(problems.skipped) == ((who, what) == ("torch.compile", "start"))
+    # nobody is asked again after a failure
+    assert calls.count(who) == {"start": 0, "run": 1}.get(what, 2)
+    assert {call for call in calls if "stop" in call} >= {f"stop {row.framework}" for row in rows}
+
+
+@pytest.mark.parametrize("failure", [None, "torch", "torch.compile"])
+def test_what_there_is_is_reported(failure, calls, tmp_path, monkeypatch, capsys):
+    import compare_torch
+
+    FakeWorker.fails = {(failure, "start")}
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(compare_torch, "write_inputs", lambda *args: {})
+    about = {"busy": False, "device": "cuda"}
+    monkeypatch.setattr(compare_torch, "machine", lambda *args: dict(about))
+    file = tmp_path / "out.json"
+    sizes: Any = {"batch": 16, "size": "400x600", "crop": 160, "policy": "both"}
+    done = compare_torch.compare(**sizes, device="cuda", compile=True, json_file=file)
+    assert done == (failure == "torch")
+    result, printed = json.loads(file.read_text()), capsys.readouterr()
+    assert result["device"] == "a card"
+    assert "device a card" in printed.out
+    assert [row["shape"] for row in result["rows"] if row["framework"] == "jax"] == (
+        2 * [[1, 400, 600]] + 2 * [[16, 160, 160]]
+    )
+    jax_row = result["rows"][-1]
+    if failure == "torch":
+        assert len(result["failed"]) == 4
+        assert "failed: torch (train, bfloat16): no start" in printed.err
+        assert (jax_row["ratio"], jax_row["cpu_ratio"], jax_row["difference"]) == 3 * (None,)
+        assert "| jax | 2 | - | 4 | - | 1.0 | 0.00 | - |" in printed.out
+    else:
+        assert jax_row["ratio"] == 3
+        assert len(result["skipped"]) == (4 if failure else 0)
+
+
+def test_a_process_that_is_gone_is_named():
+    from compare_workers import Worker, WorkerError
+
+    class Pipe:
+        def send(self, command):
+            raise BrokenPipeError
+
+        def recv(self):
+            raise EOFError
+
+    worker: Any = Worker.__new__(Worker)
+    worker.setting = SimpleNamespace(name="jax (train, float32)")
+    worker._pipe, worker._process = Pipe(), SimpleNamespace(join=lambda: None, exitcode=-9)
+    with pytest.raises(WorkerError, match=r"jax \(train, float32\): .* -9; out of memory\?"):
+        worker.run()
 
 
 @pytest.mark.parametrize("load", [0.0, 9.0])
@@ -213,5 +362,5 @@ def test_a_busy_machine_is_named(load, capsys):
     import compare_torch
 
     about = {"busy": load > 0.5, "load_before": load, "cores": 2}
-    compare_torch.report(about, [], [], None)
+    compare_torch.report(about, [], compare_torch.Problems())
     assert ("busy machine" in capsys.readouterr().out) == (load > 0.5)
