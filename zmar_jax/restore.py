@@ -121,9 +121,8 @@ class Restorer:
             x = programs.picture(programs.decode(self.variables, z, features))[0]
             tally.add(x[:height, :width])
         if not np.isfinite(tally.mean).all():
-            raise ValueError(
-                f"pixels are not finite at heat {heat}; lower it, or check the weights"
-            )
+            lower = f" at heat {heat}; lower it, or" if heat else ";"
+            raise ValueError(f"restored pixels are not finite{lower} check the weights")
         full = np.iinfo(image.dtype).max
         mean = np.round(full * tally.mean).astype(image.dtype)
         return mean, (full * tally.std).astype(np.float32)
