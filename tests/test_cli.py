@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import golden
+import jax
 import numpy as np
 import pytest
 import torch_corpus
@@ -140,6 +141,8 @@ def test_pictures_of_an_earlier_run_are_replaced_and_not_restored_again(pth, tmp
         (["restore", "{png}", "-c", "w", "-o", "{png}"], "cannot be made"),
         (["convert", "{png}", "w.pth", "--to", "safetensors"], "expected a .pth or .safetensors"),
         (["restore", "{png}", "-c", "w", "--memory", "16 apples"], "as 16GiB or 800MB"),
+        (["restore", "{png}", "-c", "w", "--memory", "9" * 400], "as 16GiB or 800MB"),
+        (["restore", "{png}", "-c", "w", "--memory", "0.1"], "as 16GiB or 800MB"),
         (["restore", "{png}", "-c", "w", "--devices", "9"], "--devices must be 1 to 4"),
         (["restore", "{png}", "-c", "w", "--samples", "0"], "--samples must be 1 or more"),
         (["info", "{png}"], "expected a .pth or .safetensors file"),
@@ -147,6 +150,7 @@ def test_pictures_of_an_earlier_run_are_replaced_and_not_restored_again(pth, tmp
         (["convert", "{png}", "w"], "expected a .pth or .safetensors file"),
         (["benchmark", "restore", "--size", "400"], "--size must be HEIGHTxWIDTH"),
         (["benchmark", "restore", "--repeats", "0"], "--repeats must be 1"),
+        (["benchmark", "restore", "--size", "99999x99999", "--preset", "tiny"], "make it smaller"),
         (["prepare", "sid", "--source", "{folder}/none", "--data-dir", "d"], "no such folder"),
         (["prepare", "sid", "--source", "{folder}", "--crop", "0"], "--crop must be 1"),
     ],
@@ -160,6 +164,30 @@ def test_bad_input_is_one_clear_line(arguments, message, tmp_path, capsys):
     assert message in captured.err
     assert captured.err.startswith("error: ")
     assert len(captured.err.splitlines()) == 1
+
+
+def test_singular_weights_are_refused_by_name(tmp_path, capsys):
+    state = golden.state_dict("tiny", 0)
+    key = next(key for key in state if key.endswith("invconv.weight"))
+    path = tmp_path / "w.safetensors"
+    torch_port.write_safetensors(path, state | {key: np.zeros_like(state[key])})
+    assert cli.main(["benchmark", "restore", "--checkpoint", str(path), "--size", "16x16"]) == 1
+    assert f"{path}: an invconv.weight is singular" in capsys.readouterr().err
+
+
+def test_a_device_without_memory_is_one_clear_line(monkeypatch, capsys):
+    def fails(*_, **__):
+        raise jax.errors.JaxRuntimeError(said)
+
+    monkeypatch.setattr(cli.app, "cli", fails)
+    said = "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nBuffer 1: 9 bytes"
+    assert cli.main(["train"]) == 1
+    told = capsys.readouterr().err
+    assert "Out of memory allocating 9 bytes.); lower the batch" in told
+    assert len(told.splitlines()) == 1
+    said = "INTERNAL: a mistake"
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        cli.main(["train"])
 
 
 def test_benchmark_prints_json(capsys):
