@@ -1,5 +1,6 @@
 """Compact files, and the weights that come with the package."""
 
+import dataclasses
 from pathlib import Path
 
 import golden
@@ -29,6 +30,15 @@ def test_a_compact_file_holds_what_is_used_in_half_precision(tmp_path: Path) -> 
         jax.tree.leaves(read.params), jax.tree.leaves(TINY.params), strict=True
     ):
         np.testing.assert_array_equal(found, np.asarray(expected).astype(np.float16))
+
+
+def test_what_half_precision_cannot_hold_is_not_written(tmp_path: Path) -> None:
+    params = jax.tree.map(lambda leaf: np.full_like(leaf, 7e4), TINY.params)
+    with pytest.raises(WeightsError, match=r"\S+ has values beyond float16, of up to 7e\+04"):
+        save_weights(
+            tmp_path / "w.safetensors", dataclasses.replace(TINY, params=params), compact=True
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_orbax_directory_is_not_compact(tmp_path: Path) -> None:
