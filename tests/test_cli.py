@@ -60,6 +60,10 @@ def test_convert_refuses_to_replace_unless_told(pth, tmp_path, capsys):
     assert cli.main(["convert", str(pth), str(target), "--overwrite"]) == 0
     assert cli.main(["convert", str(target), str(tmp_path / "w")]) == 0
     assert cli.main(["convert", str(target), str(tmp_path / "w"), "--overwrite"]) == 0
+    (tmp_path / "w" / ".DS_Store").write_bytes(b"mine")
+    assert cli.main(["info", str(tmp_path / "w")]) == 0
+    assert cli.main(["convert", str(target), str(tmp_path / "w"), "--overwrite"]) == 1
+    assert "is not replaced" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["w", "w.safetensors"]
 
 
