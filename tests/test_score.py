@@ -85,6 +85,7 @@ def test_a_likelihood_that_is_not_finite_is_null(weights_file, tmp_path, capsys,
     [
         ("low", "restored/1.png", "two files or two folders"),
         ("low", "restored", "low/2.png: no partner"),
+        ("low", "missing", "missing: no such file or folder"),
         ("low/2.png", "other.png", "32x32, but"),
         ("low/2.png", "missing.png", "missing.png: cannot be read"),
     ],

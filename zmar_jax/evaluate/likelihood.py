@@ -16,9 +16,13 @@ def find_pairs(low: Path, restored: Path) -> list[tuple[str, Path, Path]]:
     """(id, low, restored) of two files, or of two folders by name (`pairs.match`).
 
     Raises:
-      DataError, ImageError: a file and a folder, or folders whose files do not pair.
+      DataError, ImageError: one is missing, a file and a folder, or folders whose files do not
+        pair.
     """
     if low.is_dir() != restored.is_dir():
+        for path in (low, restored):
+            if not path.exists():
+                raise DataError(f"{path}: no such file or folder")
         raise DataError(f"expected two files or two folders, got {low} and {restored}")
     if low.is_dir():
         return match(find_photos([low]), find_photos([restored]))
