@@ -1,7 +1,7 @@
 """Restoring photographs: an array, or files."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 from zmar_jax.config import ConfigError, ModelConfig
 from zmar_jax.exposure import expose
 from zmar_jax.flow import invert_weights
-from zmar_jax.images import ImageError, Photo, pad_to_eights, read_photo, write_photo
+from zmar_jax.images import ImageError, Photo, Step, pad_to_eights, read_photo, write_photo
 from zmar_jax.latents import Tally, latent
 from zmar_jax.memory import choose
 from zmar_jax.programs import Programs, make_programs, make_split_programs
@@ -142,7 +142,7 @@ def restore_files(
     restorer: Restorer,
     paths: Sequence[tuple[Path, Path]],
     options: Options,
-    done: Callable[[Path, Path, Exception | None], None],
+    done: Step,
 ) -> list[Path]:
     """Restores each (source, target); a failure is reported and the others go on.
 

@@ -1,15 +1,12 @@
 """How plausible restorations are: their likelihood given the low pictures."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from zmar_jax.data.errors import DataError
 from zmar_jax.data.hashing import id_seed
 from zmar_jax.evaluate.network import Network, batches
 from zmar_jax.evaluate.pairs import inspect, match, read_eight_bits
-from zmar_jax.images import find_photos
-
-Step = Callable[[Path, Path, Exception | None], None]
+from zmar_jax.images import Step, find_photos
 
 
 def find_pairs(low: Path, restored: Path) -> list[tuple[str, Path, Path]]:
