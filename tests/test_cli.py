@@ -1,6 +1,8 @@
 """The command line: every command, its help, and what it says to bad input."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -202,6 +204,28 @@ def test_benchmark_prints_json(capsys):
     assert [part["name"] for part in result["parts"]] == ["encoder", "flow"]
     assert all(p["seconds"] > 0 and p["compile_seconds"] > 0 for p in result["parts"])
     assert result["peak_memory"] > 0
+
+
+@pytest.mark.slow
+def test_the_readmes_python_is_a_script(pth, tmp_path):
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    script = text.partition("```python\n")[2].partition("```")[0]
+    small = ["model.dim=2", "model.blocks=[1,1,1,1]", "model.heads=[1,1,1,1]", "model.flow_steps=1"]
+    small += ["data.workers=0", "data.crop=16", "data.batch_size=4"]
+    for said, quicker in (
+        ('["data.workers=0"]', repr(small)),
+        ("= sample()", "= (whole[:32, :32] for whole in sample())"),
+    ):
+        assert said in script
+        script = script.replace(said, quicker)
+    (tmp_path / "script.py").write_text(script)
+    shutil.copy(pth, tmp_path / "LOLv2_G.pth")
+    command, quick = [sys.executable, "script.py"], {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | quick, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr  # not at exit, either
 
 
 def test_the_script_at_the_top_converts(pth, tmp_path):
