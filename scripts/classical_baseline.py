@@ -31,6 +31,7 @@ from tyro.conf import arg
 from zmar_jax.exposure import to_linear, to_srgb
 from zmar_jax.images import find_photos, read_photo
 from zmar_jax.metrics import score
+from zmar_jax.run.folder import write_whole
 
 console = Console(stderr=True)
 GAINS = (1.0, 100.0)
@@ -246,10 +247,13 @@ def main(
       tune_gt: Their ground truth, same names.
       low: Degraded pictures to score.
       gt: Their ground truth.
-      tune_pictures: How many of the first to tune on, evenly spaced.
+      tune_pictures: How many pictures to tune on, evenly spaced.
       workers: Processes.
       json_file: Also write the result as JSON.
     """
+    if tune_pictures < 1:
+        console.print(f"error: --tune-pictures must be 1 or more, got {tune_pictures}", style="red")
+        return 1
     try:
         every, pairs = find_pairs(tune_low, tune_gt), find_pairs(low, gt)
     except ValueError as e:
@@ -270,7 +274,7 @@ def main(
         print(f"| {name} | {psnr:.2f} | {ssim:.3f} |")
     if json_file:
         content = {"chain": dataclasses.asdict(chain), "pictures": len(pairs), "scores": rows}
-        json_file.write_text(json.dumps(content, indent=2) + "\n")
+        write_whole(json_file, json.dumps(content, indent=2) + "\n")
     return 0
 
 

@@ -1,9 +1,12 @@
 """Plots a training run: validation PSNR and the loss, from WORKDIR/metrics.jsonl.
 
+Needs matplotlib, which pip install '.[dev]' brings.
+
 $ python scripts/plot_run.py runs/nano nano.png
 """
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,10 @@ def main(workdir: Positional[Path], picture: Positional[Path], /) -> None:
       workdir: Of `zmar-jax train`.
       picture: A .png or .svg file to write.
     """
-    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    path = workdir / "metrics.jsonl"
+    if not path.is_file():
+        sys.exit(f"{path}: no such file; name the workdir of a training run")
+    lines = path.read_text().splitlines()
     records = [json.loads(line) for line in lines]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
     left.plot(*_column(records, "val_psnr"), "o-", color="black", label="restored")

@@ -1,11 +1,14 @@
 """The command line: every command, its help, and what it says to bad input."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import golden
+import jax
 import numpy as np
 import pytest
 import torch_corpus
@@ -59,6 +62,10 @@ def test_convert_refuses_to_replace_unless_told(pth, tmp_path, capsys):
     assert cli.main(["convert", str(pth), str(target), "--overwrite"]) == 0
     assert cli.main(["convert", str(target), str(tmp_path / "w")]) == 0
     assert cli.main(["convert", str(target), str(tmp_path / "w"), "--overwrite"]) == 0
+    (tmp_path / "w" / ".DS_Store").write_bytes(b"mine")
+    assert cli.main(["info", str(tmp_path / "w")]) == 0
+    assert cli.main(["convert", str(target), str(tmp_path / "w"), "--overwrite"]) == 1
+    assert "is not replaced" in capsys.readouterr().err
     assert sorted(p.name for p in tmp_path.iterdir()) == ["w", "w.safetensors"]
 
 
@@ -140,6 +147,8 @@ def test_pictures_of_an_earlier_run_are_replaced_and_not_restored_again(pth, tmp
         (["restore", "{png}", "-c", "w", "-o", "{png}"], "cannot be made"),
         (["convert", "{png}", "w.pth", "--to", "safetensors"], "expected a .pth or .safetensors"),
         (["restore", "{png}", "-c", "w", "--memory", "16 apples"], "as 16GiB or 800MB"),
+        (["restore", "{png}", "-c", "w", "--memory", "9" * 400], "as 16GiB or 800MB"),
+        (["restore", "{png}", "-c", "w", "--memory", "0.1"], "as 16GiB or 800MB"),
         (["restore", "{png}", "-c", "w", "--devices", "9"], "--devices must be 1 to 4"),
         (["restore", "{png}", "-c", "w", "--samples", "0"], "--samples must be 1 or more"),
         (["info", "{png}"], "expected a .pth or .safetensors file"),
@@ -147,6 +156,7 @@ def test_pictures_of_an_earlier_run_are_replaced_and_not_restored_again(pth, tmp
         (["convert", "{png}", "w"], "expected a .pth or .safetensors file"),
         (["benchmark", "restore", "--size", "400"], "--size must be HEIGHTxWIDTH"),
         (["benchmark", "restore", "--repeats", "0"], "--repeats must be 1"),
+        (["benchmark", "restore", "--size", "99999x99999", "--preset", "tiny"], "make it smaller"),
         (["prepare", "sid", "--source", "{folder}/none", "--data-dir", "d"], "no such folder"),
         (["prepare", "sid", "--source", "{folder}", "--crop", "0"], "--crop must be 1"),
     ],
@@ -162,6 +172,30 @@ def test_bad_input_is_one_clear_line(arguments, message, tmp_path, capsys):
     assert len(captured.err.splitlines()) == 1
 
 
+def test_singular_weights_are_refused_by_name(tmp_path, capsys):
+    state = golden.state_dict("tiny", 0)
+    key = next(key for key in state if key.endswith("invconv.weight"))
+    path = tmp_path / "w.safetensors"
+    torch_port.write_safetensors(path, state | {key: np.zeros_like(state[key])})
+    assert cli.main(["benchmark", "restore", "--checkpoint", str(path), "--size", "16x16"]) == 1
+    assert f"{path}: an invconv.weight is singular" in capsys.readouterr().err
+
+
+def test_a_device_without_memory_is_one_clear_line(monkeypatch, capsys):
+    def fails(*_, **__):
+        raise jax.errors.JaxRuntimeError(said)
+
+    monkeypatch.setattr(cli.app, "cli", fails)
+    said = "RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nBuffer 1: 9 bytes"
+    assert cli.main(["train"]) == 1
+    told = capsys.readouterr().err
+    assert "Out of memory allocating 9 bytes.); lower the batch" in told
+    assert len(told.splitlines()) == 1
+    said = "INTERNAL: a mistake"
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        cli.main(["train"])
+
+
 def test_benchmark_prints_json(capsys):
     options = ["--size", "30x44", "--preset", "tiny", "--repeats", "1", "--json"]
     assert cli.main(["benchmark", "restore", *options]) == 0
@@ -170,6 +204,28 @@ def test_benchmark_prints_json(capsys):
     assert [part["name"] for part in result["parts"]] == ["encoder", "flow"]
     assert all(p["seconds"] > 0 and p["compile_seconds"] > 0 for p in result["parts"])
     assert result["peak_memory"] > 0
+
+
+@pytest.mark.slow
+def test_the_readmes_python_is_a_script(pth, tmp_path):
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    script = text.partition("```python\n")[2].partition("```")[0]
+    small = ["model.dim=2", "model.blocks=[1,1,1,1]", "model.heads=[1,1,1,1]", "model.flow_steps=1"]
+    small += ["data.workers=0", "data.crop=16", "data.batch_size=4"]
+    for said, quicker in (
+        ('["data.workers=0"]', repr(small)),
+        ("= sample()", "= (whole[:32, :32] for whole in sample())"),
+    ):
+        assert said in script
+        script = script.replace(said, quicker)
+    (tmp_path / "script.py").write_text(script)
+    shutil.copy(pth, tmp_path / "LOLv2_G.pth")
+    command, quick = [sys.executable, "script.py"], {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    done = subprocess.run(
+        command, cwd=tmp_path, env=os.environ | quick, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr  # not at exit, either
 
 
 def test_the_script_at_the_top_converts(pth, tmp_path):

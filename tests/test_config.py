@@ -319,6 +319,27 @@ def test_overrides_are_values_as_in_yaml() -> None:
 
 
 @pytest.mark.parametrize(
+    "settings",
+    [
+        ["train.accumulate=3", "data.batch_size=12"],
+        ["train.flow_warmup_steps=100", "train.weight_l1=10"],
+        ["train={flow_warmup_steps: 5}", "train.weight_l1=1"],
+    ],
+)
+def test_the_order_of_overrides_does_not_matter(settings: list[str]) -> None:
+    assert override(Config(), settings) == override(Config(), settings[::-1])
+
+
+def test_overrides_that_do_not_fit_each_other_are_all_named() -> None:
+    settings = ["train.accumulate=3", "data.batch_size=16"]
+    expected = "train.accumulate=3 data.batch_size=16: data.batch_size 16 must be a multiple"
+    with pytest.raises(ConfigError, match=re.escape(expected)):
+        override(Config(), settings)
+    with pytest.raises(ConfigError, match=r"^train\.step=1: unknown key train\.step"):
+        override(Config(), [*settings, "train.step=1"])
+
+
+@pytest.mark.parametrize(
     ("setting", "expected"),
     [
         ("train.steps", "train.steps: expected section.key=value, as train.steps=1000"),

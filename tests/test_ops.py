@@ -47,6 +47,12 @@ def test_square_sum_and_its_gradient(b: int, h: int, w: int, c: int, seed: int) 
     assert ops.square_sum(x.astype(jnp.bfloat16)).dtype == jnp.float32
 
 
+def test_pixels_that_are_not_finite_are_nan() -> None:
+    x = jnp.array([-jnp.inf, -1, 0.5, 2, jnp.inf, jnp.nan])
+    nan = np.nan
+    np.testing.assert_array_equal(ops.to_pixels(x), [nan, 0, 0.5, 1, nan, nan])
+
+
 @many
 @given(b=SIZE, h=SIZE, w=SIZE, c=SIZE, seed=SEED)
 def test_squeeze2_orders_channels_like_pixel_unshuffle(

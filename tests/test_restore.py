@@ -18,6 +18,7 @@ import pytest
 from zmar_jax import ZmarSNFlow, cli, load_restorer, ops
 from zmar_jax.config import PRESETS
 from zmar_jax.images import Photo, read_photo, write_photo
+from zmar_jax.programs import Programs
 from zmar_jax.restore import Options, Restorer, restore_files, std_path
 from zmar_jax.weights import Weights, save_weights
 
@@ -162,6 +163,15 @@ def test_a_bad_file_is_reported_and_the_others_go_on(restorer, tmp_path):
     assert seen["good"] is None
     assert read_photo(std_path(tmp_path / "out" / "good.png")).rgb.shape == (32, 48, 3)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["good.png", "good.std.png"]
+
+
+@pytest.mark.parametrize(("heat", "advice"), [(0.0, "; check"), (0.5, " at heat 0.5; lower it")])
+def test_pixels_that_are_not_finite_are_no_picture(heat, advice):
+    broken = Restorer(TINY, {})
+    pixels = np.full((1, 32, 48, 3), np.nan)
+    broken.programs = lambda height, width: Programs(lambda *_: None, lambda *_: pixels)
+    with pytest.raises(ValueError, match=f"pixels are not finite{advice}"):
+        broken(dark_photo(32, 48), heat)
 
 
 def test_what_does_not_fit_is_refused_by_name(weights_file, tmp_path, capsys):

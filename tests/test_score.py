@@ -16,6 +16,7 @@ from zmar_jax.config import PRESETS, DarkenConfig, MaskConfig
 from zmar_jax.data.degrade import darken
 from zmar_jax.data.hashing import id_seed
 from zmar_jax.data.masks import apply_mask, draw_mask
+from zmar_jax.evaluate import likelihood
 from zmar_jax.evaluate import network as evaluate_network
 from zmar_jax.evaluate.network import Network
 from zmar_jax.images import Photo, write_photo
@@ -65,11 +66,26 @@ def test_the_command_scores_folders_and_files(weights_file, tmp_path, capsys, mo
     assert "low_b" in table
 
 
+def test_a_likelihood_that_is_not_finite_is_null(weights_file, tmp_path, capsys, monkeypatch):
+    scores = {"a": 1.0, "b": float("inf"), "c": float("-inf")}
+    monkeypatch.setattr(likelihood, "find_pairs", lambda low, restored: [])
+    monkeypatch.setattr(likelihood, "score_pairs", lambda *_: scores)
+    monkeypatch.setattr(evaluate_network, "Network", lambda weights: None)
+    places = ["--low", "low", "--restored", "restored", "-c", str(weights_file)]
+    assert cli.main(["score", *places, "--json"]) == 0
+    told = capsys.readouterr()
+    found = json.loads(told.out)
+    assert found["bits_per_dim"] == {"a": 1.0, "b": None, "c": None}
+    assert found["mean"] is None
+    assert "warning: b: its likelihood is not finite" in told.err
+
+
 @pytest.mark.parametrize(
     ("low", "restored", "message"),
     [
         ("low", "restored/1.png", "two files or two folders"),
         ("low", "restored", "low/2.png: no partner"),
+        ("low", "missing", "missing: no such file or folder"),
         ("low/2.png", "other.png", "32x32, but"),
         ("low/2.png", "missing.png", "missing.png: cannot be read"),
     ],

@@ -1,5 +1,6 @@
 """Compact files, and the weights that come with the package."""
 
+import dataclasses
 from pathlib import Path
 
 import golden
@@ -37,6 +38,15 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load_weights("~/none.pth")
     with pytest.raises(WeightsError, match=r"^~none.pth: expected a weights file"):
         load_weights("~none.pth")
+
+
+def test_what_half_precision_cannot_hold_is_not_written(tmp_path: Path) -> None:
+    params = jax.tree.map(lambda leaf: np.full_like(leaf, 7e4), TINY.params)
+    with pytest.raises(WeightsError, match=r"\S+ has values beyond float16, of up to 7e\+04"):
+        save_weights(
+            tmp_path / "w.safetensors", dataclasses.replace(TINY, params=params), compact=True
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_orbax_directory_is_not_compact(tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ import orbax.checkpoint as ocp
 from zmar_jax.config import ConfigError, ModelConfig, from_dict, to_dict
 from zmar_jax.models import param_shapes
 
+_ITEMS = {"config", "params"}
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read or written; one line that names it and what to do."""
@@ -24,9 +26,11 @@ def save_params(path: str | Path, params: Any, config: ModelConfig) -> None:
       CheckpointError: it could not be written, or `path` is anything but such a checkpoint.
     """
     path = Path(path).absolute()
-    if path.exists() and not _is_checkpoint(path):
+    found = _names(path) - {"_CHECKPOINT_METADATA", "commit_success.txt"}
+    if path.exists() and found != _ITEMS:
         raise CheckpointError(
-            f"{path}: is not a zmar_jax checkpoint, so it is not replaced; choose another name"
+            f"{path}: is not a zmar_jax checkpoint and nothing else, so it is not replaced; choose "
+            "another name"
         )
     items = ocp.args.Composite(
         params=ocp.args.StandardSave(params), config=ocp.args.JsonSave(to_dict(config))
@@ -51,7 +55,7 @@ def load_params(path: str | Path) -> tuple[Any, ModelConfig]:
       CheckpointError: not such a directory, damaged, or params that do not fit the config.
     """
     path = Path(path).absolute()
-    if not _is_checkpoint(path):
+    if _ITEMS - _names(path):  # what else is there, as .DS_Store, harms nobody
         raise CheckpointError(
             f"{path}: not a zmar_jax checkpoint (expected folders params/ and config/); "
             "give a directory made by `zmar-jax convert`"
@@ -72,14 +76,12 @@ def load_params(path: str | Path) -> tuple[Any, ModelConfig]:
     return read["params"], config
 
 
-def _is_checkpoint(path: Path) -> bool:
-    """Whether `path` holds what `save_params` writes and nothing else."""
+def _names(path: Path) -> set[str]:
+    """Of what the folder `path` holds; none where it is no folder."""
     try:
-        names = {entry.name for entry in path.iterdir()}
+        return {entry.name for entry in path.iterdir()}
     except OSError:
-        return False
-    items = {"config", "params"}
-    return items <= names <= items | {"_CHECKPOINT_METADATA", "commit_success.txt"}
+        return set()
 
 
 def on_device(shapes: Any) -> Any:

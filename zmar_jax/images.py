@@ -8,7 +8,7 @@ import stat
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,6 +16,10 @@ from typing import Any, BinaryIO
 import cv2
 import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
+
+Step = Callable[[Path, Path, Exception | None], None]
+"""Told of each picture that is done, as `cli.console.progress` yields it: its two files, the error
+if any."""
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 MAX_PIXELS = 200_000_000

@@ -60,8 +60,8 @@ def choose(
     least = min(plan.need for plan in plans)
     raise MemoryLimitError(
         f"{width}x{height} pixels (width x height) need {least / GIB:.1f} GiB of memory, and "
-        f"{limit / GIB:.1f} GiB are allowed; allow more with --memory, split it with --devices, "
-        "or make the picture smaller"
+        f"{limit / GIB:.1f} GiB are allowed; make it smaller, or `restore` it with more --memory "
+        "or --devices"
     )
 
 

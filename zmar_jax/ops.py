@@ -76,6 +76,11 @@ def to_unit(image: Any) -> Array:
     return x.astype(jnp.float32)
 
 
+def to_pixels(x: Array) -> Array:
+    """What the flow gives, clipped to [0, 1]; NaN where it is not finite, infinite pixels too."""
+    return jnp.where(jnp.isfinite(x), jnp.clip(x, 0, 1), jnp.nan)
+
+
 def squeeze2(x: Array) -> Array:
     """[B, H, W, C] -> [B, H/2, W/2, 4C]; channel c, offset (dy, dx) goes to 4c + 2dy + dx.
 

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, PartitionSpec
 
@@ -27,7 +26,7 @@ class Programs:
     encode: Any
     """(variables, image [B, H, W, 3], H and W multiples of 8) -> `ZmarSNFlow.features`."""
     decode: Any
-    """(variables, z [B, H/8, W/8, 192], features) -> pixels in [0, 1], [B, H, W, 3]."""
+    """(variables, z [B, H/8, W/8, 192], features) -> pixels in [0, 1] or NaN, [B, H, W, 3]."""
     shares: Shares | None = None
 
     def picture(self, pixels: Any) -> np.ndarray:
@@ -88,6 +87,6 @@ def _functions(model: ZmarSNFlow) -> tuple[Any, Any]:
         return model.apply(variables, *ops.network_input(image), method="features")
 
     def decode(variables: Any, z: jax.Array, features: Any) -> jax.Array:
-        return jnp.clip(model.apply(variables, z, features, method="decode")[0], 0, 1)
+        return ops.to_pixels(model.apply(variables, z, features, method="decode")[0])
 
     return encode, decode

@@ -1,7 +1,7 @@
 """Restoring photographs: an array, or files."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,15 @@ import numpy as np
 from zmar_jax.config import ConfigError, ModelConfig
 from zmar_jax.exposure import expose
 from zmar_jax.flow import invert_weights
-from zmar_jax.images import ImageError, Photo, pad_to_eights, read_photo, size_text, write_photo
+from zmar_jax.images import (
+    ImageError,
+    Photo,
+    Step,
+    pad_to_eights,
+    read_photo,
+    size_text,
+    write_photo,
+)
 from zmar_jax.latents import Tally, latent
 from zmar_jax.memory import choose
 from zmar_jax.programs import Programs, make_programs, make_split_programs
@@ -121,9 +129,8 @@ class Restorer:
             x = programs.picture(programs.decode(self.variables, z, features))[0]
             tally.add(x[:height, :width])
         if not np.isfinite(tally.mean).all():
-            raise ValueError(
-                f"pixels are not finite at heat {heat}; lower it, or check the weights"
-            )
+            lower = f" at heat {heat}; lower it, or" if heat else ";"
+            raise ValueError(f"restored pixels are not finite{lower} check the weights")
         full = np.iinfo(image.dtype).max
         mean = np.round(full * tally.mean).astype(image.dtype)
         return mean, (full * tally.std).astype(np.float32)
@@ -143,7 +150,7 @@ def restore_files(
     restorer: Restorer,
     paths: Sequence[tuple[Path, Path]],
     options: Options,
-    done: Callable[[Path, Path, Exception | None], None],
+    done: Step,
 ) -> list[Path]:
     """Restores each (source, target); a failure is reported and the others go on.
 

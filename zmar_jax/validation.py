@@ -37,7 +37,7 @@ class Validator:
             b, h, w, _ = low.shape
             z = jnp.zeros((b, h // 8, w // 8, 192))
             x, _ = model.apply({"params": params}, z, lr, mask, method="inverse")
-            return sharding.constrain(jnp.clip(x, 0, 1), sharding.BATCH)
+            return sharding.constrain(ops.to_pixels(x), sharding.BATCH)
 
         self._restore = sharding.jit(restore, mesh)
 
@@ -65,7 +65,7 @@ class Validator:
         return dict(zip(names, (totals[:3] / totals[3]).tolist(), strict=True)), panels
 
     def _local(self, params: Any, low: np.ndarray) -> np.ndarray:
-        """This process's pictures restored, float32 in [0, 1]."""
+        """This process's pictures restored, float32 in [0, 1] or NaN."""
         _, height, width, _ = low.shape
         padded = pad_to_eights(np.stack([expose(picture, self._white_point) for picture in low]))
         out = self._restore(params, sharding.shard_batch({"low": padded}, self._mesh)["low"])

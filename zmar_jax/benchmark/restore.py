@@ -44,20 +44,22 @@ class RestoreBenchmark:
 
 
 def benchmark_restore(
-    config: ModelConfig, height: int, width: int, repeats: int = 3, params: Any = None
+    restorer: Restorer, height: int, width: int, repeats: int = 3
 ) -> RestoreBenchmark:
-    """Times encoder and flow for one image, batch 1; random weights unless `params` are given.
+    """Times encoder and flow for one image, batch 1.
 
     Height and width are padded to multiples of 8, as restoring does.
+
+    Raises:
+      MemoryLimitError: such a picture does not fit into memory.
     """
     height, width = height + -height % 8, width + -width % 8
-    restorer = Restorer(config, _random_params(config) if params is None else params)
+    programs = restorer.programs(height, width)
     rng = np.random.default_rng(0)
     image = rng.integers(0, 60, (1, height, width, 3), np.uint8)
     z = np.zeros((1, height // 8, width // 8, 192), np.float32)
-    encode_cost, decode_cost = restore_multiply_adds(config, height, width)
+    encode_cost, decode_cost = restore_multiply_adds(restorer.config, height, width)
     variables = restorer.variables
-    programs = restorer.programs(height, width)
     encoder, features = _time("encoder", programs.encode, encode_cost, repeats, variables, image)
     flow, _ = _time("flow", programs.decode, decode_cost, repeats, variables, z, features)
     device = f"{jax.devices()[0].device_kind} ({os.cpu_count()} cores), jax {jax.__version__}"
@@ -77,8 +79,8 @@ def _time(name: str, fn: Any, cost: int, repeats: int, *args: Any) -> tuple[Part
     return Part(name, fastest, compile_seconds, cost, temporaries), out
 
 
-def _random_params(config: ModelConfig) -> Any:
-    """Weights of the right shapes and sane sizes; drawing the model's own compiles for a minute."""
+def random_restorer(config: ModelConfig) -> Restorer:
+    """With weights of sane sizes; drawing the model's own compiles for a minute."""
     rng = np.random.default_rng(0)
     shapes: dict[tuple[str, ...], Any] = flatten_dict(param_shapes(config))
     leaves = {}
@@ -87,4 +89,4 @@ def _random_params(config: ModelConfig) -> Any:
         if path[-2:] == ("invconv", "weight"):
             value += np.eye(leaf.shape[-1], dtype=np.float32)
         leaves[path] = jax.numpy.asarray(value)
-    return unflatten_dict(leaves)
+    return Restorer(config, unflatten_dict(leaves))

@@ -36,8 +36,10 @@ def main(args: Sequence[str] | None = None) -> int:
             args=args,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-    except _user_errors() as e:
-        err.print(f"error: {e}", style="red")
+    except Exception as e:
+        if not (message := _message(e)):
+            raise
+        err.print(f"error: {message}", style="red")
         return 1
     except KeyboardInterrupt:
         err.print("interrupted")
@@ -45,16 +47,29 @@ def main(args: Sequence[str] | None = None) -> int:
     return code or 0
 
 
-def _user_errors() -> tuple[type[Exception], ...]:
+def _message(error: Exception) -> str | None:
+    """What to tell the user; None of an error that is a mistake of this program."""
+    from jax.errors import JaxRuntimeError
+
     from zmar_jax.checkpoint import CheckpointError
     from zmar_jax.config import ConfigError
     from zmar_jax.data import DataError
     from zmar_jax.evaluate.records import EvaluationError
     from zmar_jax.images import ImageError
+    from zmar_jax.memory import MemoryLimitError
     from zmar_jax.torch_port import WeightsError
     from zmar_jax.train import TrainingError
 
-    return (
+    users = (
         *(UsageError, CheckpointError, ConfigError, DataError, ImageError),
-        *(EvaluationError, TrainingError, WeightsError),
+        *(EvaluationError, MemoryLimitError, TrainingError, WeightsError),
     )
+    if isinstance(error, users):
+        return str(error)
+    if isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):
+        return (
+            f"a device is out of memory ({str(error).splitlines()[0]}); lower the batch "
+            "(data.batch_size or --batch), the crop (data.crop) or the pictures' size, or train "
+            "with train.remat=reversible"
+        )
+    return None

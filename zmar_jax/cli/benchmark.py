@@ -35,17 +35,15 @@ def restore(
       repeats: Runs, of which the fastest counts.
       json_output: Print JSON instead of a table.
     """
-    from zmar_jax.benchmark.restore import benchmark_restore
+    from zmar_jax.benchmark.restore import benchmark_restore, random_restorer
     from zmar_jax.config import PRESETS
-    from zmar_jax.weights import load_weights
+    from zmar_jax.restore import load_restorer
 
     height, width = _size(size)
     if repeats < 1:
         raise UsageError("--repeats must be 1 or more")
-    weights = load_weights(checkpoint) if checkpoint else None
-    config = weights.config if weights else PRESETS[preset]
-    params = weights.params if weights else None
-    result = benchmark_restore(config, height, width, repeats, params)
+    restorer = load_restorer(checkpoint) if checkpoint else random_restorer(PRESETS[preset])
+    result = benchmark_restore(restorer, height, width, repeats)
     if json_output:
         _print_json("restore", result)
         return

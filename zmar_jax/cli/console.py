@@ -51,9 +51,10 @@ def parse_bytes(option: str, text: str) -> int:
     units = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
     units |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
     match = re.fullmatch(r"(\d+\.?\d*) ?([A-Za-z]*)", text)
-    if not match or match[2] not in units or not (size := int(float(match[1]) * units[match[2]])):
+    size = float(match[1]) * units.get(match[2], 0) if match else 0
+    if not 1 <= size < math.inf:
         raise UsageError(f"{option} must be an amount of memory, as 16GiB or 800MB, got {text!r}")
-    return size
+    return int(size)
 
 
 def make_folder(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 from rich.table import Table
 from tyro.conf import arg
 
-from zmar_jax.cli.console import check_seed, out, progress
+from zmar_jax.cli.console import check_seed, err, out, progress
 
 
 def score(
@@ -40,6 +40,7 @@ def score(
     from zmar_jax import compilation
     from zmar_jax.evaluate.likelihood import find_pairs, score_pairs
     from zmar_jax.evaluate.network import Network
+    from zmar_jax.evaluate.records import plain
     from zmar_jax.weights import load_weights
 
     check_seed(seed)
@@ -48,10 +49,13 @@ def score(
     compilation.enable_cache()
     with progress(len(pairs), "scoring") as step:
         scores = score_pairs(Network(weights), pairs, seed, step)
-    mean = math.fsum(scores.values()) / len(scores)
+    broken = [id_ for id_, bits in scores.items() if not math.isfinite(bits)]
+    for id_ in broken:
+        err.print(f"warning: {id_}: its likelihood is not finite", style="yellow")
+    mean = math.nan if broken else math.fsum(scores.values()) / len(scores)
     if json_output:
-        result = {"weights": weights.checksum, "seed": seed, "mean": mean, "bits_per_dim": scores}
-        out.print(json.dumps(result))
+        result = plain({"weights": weights.checksum, "seed": seed, "mean": mean})
+        out.print(json.dumps(result | {"bits_per_dim": plain(scores)}))
         return
     table = Table(title="negative log-likelihood, bits per dimension")
     table.add_column("picture")

@@ -42,11 +42,13 @@ def load_config(path: str | Path) -> Config:
 
 
 def override(config: Config, settings: Sequence[str]) -> Config:
-    """The config with each `section.key=value` of `settings` applied, values as in YAML.
+    """The config with all `section.key=value` of `settings` applied, values as in YAML.
 
     Raises:
-      ConfigError: no such key, or a value of the wrong type; the message names the setting.
+      ConfigError: no such key, or a value of the wrong type; the message names the setting. Or
+        values that do not fit each other, in whatever order; it names all settings.
     """
+    data = to_dict(config)
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals:
@@ -55,8 +57,9 @@ def override(config: Config, settings: Sequence[str]) -> Config:
         change: Any = {name: _parse(value, setting)}
         for section in reversed(sections):
             change = {section: change}
-        config = from_dict(Config, _merged(to_dict(config), change), setting)
-    return config
+        _typed(Config, change, setting)
+        data = _merged(data, change)
+    return from_dict(Config, data, " ".join(settings))
 
 
 def dump_config(config: Config) -> str:
@@ -77,6 +80,11 @@ def from_dict(cls: type[T], data: Mapping[str, Any], source: str = "config", at:
     Raises:
       ConfigError: names `source`, the dotted key, and the nearest valid key or the type expected.
     """
+    return _built(cls, _typed(cls, data, source, at), source, at)
+
+
+def _typed(cls: type, data: Any, source: str, at: str = "") -> dict[str, Any]:
+    """`data` with known keys and values of the fields' types; sections are mappings still."""
     if not isinstance(data, Mapping):
         got = reprlib.repr(data)
         raise ConfigError(f"{source}: {at or 'the file'} must hold keys and values, got {got}")
@@ -85,7 +93,15 @@ def from_dict(cls: type[T], data: Mapping[str, Any], source: str = "config", at:
     for key in data:
         if key not in hints:
             raise ConfigError(f"{source}: {_unknown_key(key, hints, at)}")
-    values = {k: _convert(v, hints[k], source, _dotted(at, k)) for k, v in data.items()}
+    return {k: _convert(v, hints[k], source, _dotted(at, k)) for k, v in data.items()}
+
+
+def _built(cls: type[T], values: Mapping[str, Any], source: str, at: str) -> T:
+    hints = typing.get_type_hints(cls)
+    values = {
+        k: _built(hints[k], v, source, _dotted(at, k)) if dataclasses.is_dataclass(hints[k]) else v
+        for k, v in values.items()
+    }
     try:
         return cls(**values)
     except ConfigError as e:
@@ -159,7 +175,7 @@ def _upgraded(cls: type, data: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _convert(value: Any, hint: Any, source: str, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, source, key)
+        return _typed(typing.cast(type, hint), value, source, key)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is tuple and isinstance(value, list | tuple) and len(value) == len(args):
         pairs = enumerate(zip(value, args, strict=True))

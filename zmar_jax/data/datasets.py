@@ -23,7 +23,6 @@ from zmar_jax.data.frames import npy_to_png
 from zmar_jax.data.layouts import (
     Pair,
     Source,
-    Step,
     check_source,
     count_warnings,
     find_source,
@@ -38,6 +37,7 @@ from zmar_jax.data.prepared import (
 )
 from zmar_jax.data.prepared import open_prepared as open_prepared
 from zmar_jax.data.prepared import verify as verify
+from zmar_jax.images import Step
 
 CROP = 160
 _SHARD = 1024

@@ -9,14 +9,12 @@ from typing import Literal
 
 from zmar_jax.data.errors import DataError
 from zmar_jax.data.frames import NPY_SIZE, picture_size
-from zmar_jax.images import SUFFIXES, ImageError, size_text
+from zmar_jax.images import SUFFIXES, ImageError, Step, size_text
 
 _DEPTH = 2
 _SHOWN = 40
 
 Split = Literal["train", "test"]
-Step = Callable[[Path, Path, Exception | None], None]
-"""Told of each pair that is done, as `cli.console.progress` yields it."""
 
 
 @dataclass(frozen=True)

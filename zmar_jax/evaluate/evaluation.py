@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,12 @@ from zmar_jax.evaluate.network import Network, Sampling, batches
 from zmar_jax.evaluate.pairs import Pairs, Source
 from zmar_jax.evaluate.records import RESTORED, Record, Records
 from zmar_jax.evaluate.statistics import bootstrap
+from zmar_jax.images import Step
 from zmar_jax.metrics import Protocol, score
 from zmar_jax.weights import Weights
 
 METRICS = ("psnr", "ssim", "bits_per_dim", "psnr_input", "ssim_input", "lost_share")
 """Of each picture; the last three of its input."""
-Step = Callable[[Path, Path, Exception | None], None]
-"""Told of each picture that is done, as `cli.console.progress` yields it."""
 
 
 @dataclasses.dataclass(frozen=True)

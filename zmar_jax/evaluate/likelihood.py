@@ -1,24 +1,25 @@
 """How plausible restorations are: their likelihood given the low pictures."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from zmar_jax.data.errors import DataError
 from zmar_jax.data.hashing import id_seed
 from zmar_jax.evaluate.network import Network, batches
 from zmar_jax.evaluate.pairs import inspect, match, read_eight_bits
-from zmar_jax.images import find_photos
-
-Step = Callable[[Path, Path, Exception | None], None]
+from zmar_jax.images import Step, find_photos
 
 
 def find_pairs(low: Path, restored: Path) -> list[tuple[str, Path, Path]]:
     """(id, low, restored) of two files, or of two folders by name (`pairs.match`).
 
     Raises:
-      DataError, ImageError: a file and a folder, or folders whose files do not pair.
+      DataError, ImageError: one is missing, a file and a folder, or folders whose files do not
+        pair.
     """
     if low.is_dir() != restored.is_dir():
+        for path in (low, restored):
+            if not path.exists():
+                raise DataError(f"{path}: no such file or folder")
         raise DataError(f"expected two files or two folders, got {low} and {restored}")
     if low.is_dir():
         return match(find_photos([low]), find_photos([restored]))

@@ -84,7 +84,7 @@ class Network:
         def decode(variables: Any, z: Array, features: Any) -> Array:
             z = jnp.broadcast_to(z, (len(features["fea_up0"]), *z.shape[1:]))
             x, _ = model.apply(variables, z, features, method="decode")
-            return sharding.constrain(jnp.clip(x, 0, 1), sharding.BATCH)
+            return sharding.constrain(ops.to_pixels(x), sharding.BATCH)
 
         def bits(variables: Any, gt: Array, seeds: Array, features: Any) -> Array:
             def noise(seed: Array) -> Array:

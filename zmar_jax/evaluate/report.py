@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from zmar_jax.evaluate.evaluation import Evaluation, Step, lost_pixels
+from zmar_jax.evaluate.evaluation import Evaluation, lost_pixels
 from zmar_jax.evaluate.pairs import Pairs
 from zmar_jax.evaluate.records import RESTORED, UNCERTAINTY, levels_of, writing
 from zmar_jax.evaluate.table import compare, facts
-from zmar_jax.images import read_photo
+from zmar_jax.images import Step, read_photo
 from zmar_jax.run.folder import write_whole
 
 SIDE, PICTURES, SMALLEST = 600, 100, 160

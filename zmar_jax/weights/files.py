@@ -88,8 +88,8 @@ def save_weights(
     project, too few for a strict `load_state_dict`.
 
     Raises:
-      ValueError: `path` exists and `overwrite` is off, it cannot be written, or a compact Orbax
-        directory is asked for.
+      ValueError: `path` exists and `overwrite` is off, it cannot be written, a compact Orbax
+        directory is asked for, or a value is beyond float16.
     """
     path = Path(path)
     suffixes: dict[str, Format] = {".safetensors": "safetensors", ".pth": "pth"}
@@ -112,7 +112,7 @@ def save_weights(
     if compact:
         used = {entry.key for entry in torch_port.key_table(weights.config) if entry.parts}
         state_dict = {
-            k: a.astype(np.float16) if k in used else a
+            k: _halved(path, k, a) if k in used else a
             for k, a in state_dict.items()
             if k in used or k == torch_port.WHITE_POINT
         }
@@ -121,6 +121,17 @@ def save_weights(
     else:
         torch_port.write_pth(path, state_dict)
     return to
+
+
+def _halved(path: Path, key: str, tensor: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        half = tensor.astype(np.float16)
+    if not np.isfinite(half).all():
+        raise torch_port.WeightsError(
+            f"{path}: {key} has values beyond float16, of up to {np.abs(tensor).max():.3g}; "
+            "write it without --compact"
+        )
+    return half
 
 
 def parameter_counts(config: ModelConfig) -> list[tuple[str, int, int]]:
