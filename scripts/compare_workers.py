@@ -283,8 +283,8 @@ def _jax_job(setting: Setting) -> Job:
         ) from e
     sizes: dict[str, Any] = {**setting.config, "policy": setting.policy}
     config = ModelConfig(**sizes)
-    weights = torch_port.read_state_dict(setting.folder / "weights.safetensors")
-    params = torch_port.to_params(weights, config)
+    file = setting.folder / "weights.safetensors"
+    params = torch_port.to_params(torch_port.read_state_dict(file), config)
     inputs = _inputs(setting)
     if setting.task == "restore":
         run, output = _jax_restore(config, params, inputs)

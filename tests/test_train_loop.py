@@ -316,6 +316,7 @@ def start(yaml_file: Path, workdir: Path, *settings: str) -> subprocess.Popen[st
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_sigterm_saves_and_ends_well(yaml_file: Path, tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     long = ("train.steps=100000", "train.checkpoint_every=100000", "train.validate_every=100000")
