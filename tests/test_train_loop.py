@@ -227,6 +227,7 @@ def test_weights_of_another_model_are_no_beginning(config: Config, whole: Path, 
         train(other, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_poisoned_batch_changes_nothing_but_counters(config, tmp_path, monkeypatch) -> None:
     poison(monkeypatch, {4})
     assert train(changed(config, checkpoint_every=1), tmp_path) == STEPS
@@ -238,6 +239,7 @@ def test_a_poisoned_batch_changes_nothing_but_counters(config, tmp_path, monkeyp
     assert [r["bad_steps_total"] for r in records(tmp_path) if "loss" in r] == [0, 0, 1]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_lost_stops_and_names_its_last_weights(config, tmp_path, monkeypatch):
     poison(monkeypatch, set(range(3, 100)))
     lost = changed(config, steps=50, max_bad_steps=3)
@@ -278,6 +280,7 @@ def yaml_file(config: Config, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_its_weights_go_back_to_torch(yaml_file, whole, tmp_path, capsys):
     workdir = tmp_path / "run"
     arguments = ["train", "--config", str(yaml_file), "--workdir", str(workdir)]

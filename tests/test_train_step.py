@@ -84,6 +84,7 @@ def test_first_step_normalises_and_counts() -> None:
     assert low.shape == gt.shape
 
 
+@pytest.mark.slow
 def test_first_step_keeps_trained_actnorms() -> None:
     state = training.trained(training.config(), 2)[0]
     again = training.programs()[0](state, training.arrays(training.batch(9)), training.KEY)
