@@ -45,3 +45,13 @@ def test_a_cache_that_is_configured_stays(monkeypatch, tmp_path):
     monkeypatch.setenv(compilation.CACHE_VARIABLE, str(tmp_path))
     assert compilation.enable_cache() == Path(configured)
     assert jax.config.values["jax_compilation_cache_dir"] == configured
+
+
+def test_batches_are_bounded_everywhere_and_training_in_stripes_is_for_cpus() -> None:
+    """Whole, evaluating a 12-megapixel picture would take 49 GiB of a GPU."""
+    found = {
+        p: [compilation.stripe_bytes(p, training) for training in (False, True)]
+        for p in ("cpu", "gpu", "tpu")
+    }
+    assert all(evaluating for evaluating, _ in found.values())
+    assert [training is None for _, training in found.values()] == [False, True, True]

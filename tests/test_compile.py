@@ -187,8 +187,16 @@ def test_no_cpu_options_for_a_tpu(monkeypatch):
     assert asked == ["tpu"]
 
 
-@pytest.mark.parametrize("memory", ["grows", "held down", "more than there is"])
-@pytest.mark.parametrize(("limit", "first"), [(37, 8), (16, 8), (8, 8), (9, 8), (100, 1)])
+MORE = "more than there is"
+SEARCHES = [
+    (memory, limit, first)
+    for memory in ("grows", "held down", MORE)
+    for limit, first in ((37, 8), (16, 8), (8, 8), (9, 8), (100, 1), (5, 8), (1, 8), (0, 1))
+    if first <= limit or memory == MORE  # else the first batch does not compile
+]
+
+
+@pytest.mark.parametrize(("memory", "limit", "first"), SEARCHES)
 def test_the_largest_batch_is_found(monkeypatch, limit, first, memory):
     """Memory grows with the batch, or XLA holds it down; each device takes `limit` images."""
     target = topology.parse_slice("v5e:2x2")
@@ -197,7 +205,7 @@ def test_the_largest_batch_is_found(monkeypatch, limit, first, memory):
     def compile_for(task, config, target, effort=0.0):
         each = config.data.batch_size // 4
         tried.append(each)
-        if each > limit and memory != "more than there is":
+        if each > limit and memory != MORE:
             raise benchmark.TooLarge("Used 17G of 15.75G hbm")
         free = 0 if each == limit else int(2**28 * (limit - each + 0.4))
         free = 2**30 if memory == "held down" else free

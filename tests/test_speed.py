@@ -37,7 +37,8 @@ def ratio(literal: Callable[..., Any], ours: Callable[..., Any], *args: Any) -> 
     programs = [jax.jit(f, compiler_options=options) for f in (literal, ours)]
     results = [jax.block_until_ready(program(*args)) for program in programs]
     for found, expected in zip(*map(jax.tree.leaves, results), strict=True):
-        np.testing.assert_allclose(found, expected, atol=1e-3 * float(jnp.abs(expected).max()))
+        near = 1e-3 * min(float(jnp.abs(expected).max()), 1.0)
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=near)
     fastest = [float("inf")] * 2
     # a shared machine is slow for a second at a time
     end = time.perf_counter() + 8
@@ -83,7 +84,7 @@ def test_zero_mask_attention() -> None:
 def test_winograd(inputs: int, outputs: int) -> None:
     """Half the products against XLA's own convolution."""
     x, kernel = normal(1, 40, 150, inputs), normal(3, 3, inputs, outputs)
-    assert ratio(conv, conv3, x, kernel) > 1.1
+    assert ratio(conv, conv3, x, kernel) > 1.2
 
 
 def test_depthwise() -> None:

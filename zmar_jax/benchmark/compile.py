@@ -149,6 +149,9 @@ def largest_batch(
     Args:
       first: `compile_for`'s result for the batch in `config`.
       say: told of each compilation.
+
+    Returns:
+      0 where not even one image a device fits.
     """
     step = target.chips * target.chip.cores * config.train.accumulate
     fits, fails = first.batch_size // step, None
@@ -166,13 +169,16 @@ def largest_batch(
 
     say(f"batch {first.batch_size}: {first.hbm / 2**30:.2f} GiB a device")
     other = max(fits // 2, 1) if fits > 1 else 2
-    used = hbm(other)
-    if used is None:
+    trial, guesses, further = other, [], 1
+    if first.hbm_free < 0:
+        fits, fails = 0, fits
+    elif (used := hbm(other)) is None:
         return fits * step
-    # XLA may find room for more at the price of time, and then memory hardly grows
-    growth = max((first.hbm - used) / (fits - other), first.hbm / (8 * fits))
-    trial = max(int(fits + first.hbm_free / growth), fits + 1)
-    guesses, further = [trial - 1], 1
+    else:
+        # XLA may find room for more at the price of time, and then memory hardly grows
+        growth = max((first.hbm - used) / (fits - other), first.hbm / (8 * fits))
+        trial = max(int(fits + first.hbm_free / growth), fits + 1)
+        guesses = [trial - 1]
     while fails is None or fails - fits > 1:
         if hbm(trial) is None:
             fails = trial

@@ -82,7 +82,9 @@ def compile_(
             say = err.print
             most = search(task, run, target, result, say) if largest_batch else None
         if json_output:
-            shown = dataclasses.asdict(result) | ({"largest_batch": most} if most else {})
+            shown = dataclasses.asdict(result) | (
+                {"largest_batch": most} if most is not None else {}
+            )
             out.print(json.dumps(shown))
         else:
             out.print(_table(result, most))
@@ -112,7 +114,7 @@ def _table(result: Any, most: int | None) -> Any:
     table.add_row("HBM a device, used", f"{result.hbm / GIB:.2f} GiB")
     table.add_row("HBM a device, free", f"{result.hbm_free / GIB:.2f} GiB")
     table.add_row("of it temporaries", f"{result.temporaries / GIB:.2f} GiB")
-    if most:
+    if most is not None:
         table.add_row("largest batch that fits", f"{most}")
     table.add_row("bfloat16 TFLOP", f"{result.flops / 1e12:.2f}")
     table.add_row("HBM traffic", f"{result.hbm_traffic / 1e9:.1f} GB")
