@@ -48,7 +48,7 @@ def test_a_cache_that_is_configured_stays(monkeypatch, tmp_path):
 
 
 def test_batches_are_bounded_everywhere_and_training_in_stripes_is_for_cpus() -> None:
-    """Whole, evaluating a 12-megapixel picture would take 49 GiB of a GPU."""
+    """By `memory.need` 12 megapixels, whole, would take about 50 GiB."""
     found = {
         p: [compilation.stripe_bytes(p, training) for training in (False, True)]
         for p in ("cpu", "gpu", "tpu")
