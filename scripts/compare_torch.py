@@ -6,17 +6,14 @@ $ python scripts/compare_torch.py --device cuda --policy both --batch 16 --json 
 $ python scripts/compare_torch.py --check
 
 The PyTorch module (torch_model.py) computes what the release computes in the release's own way;
-`--check` holds it to the golden files. It needs `pip install 'zmar-jax[torch]'` and a checkout.
+`--check` holds it to the golden files in tests/. All else needs `pip install 'zmar-jax[torch]'` and
+this folder alone.
 """
 
 import contextlib
 import dataclasses
 import importlib
-import importlib.metadata
 import importlib.util
-import json
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -26,35 +23,12 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from compare_workers import Run, Setting, Worker, WorkerError, prepare
+from compare_jobs import Run, Setting, prepare
+from compare_report import Problems, Row, fastest, least_cpu, machine, report, write_json
+from compare_workers import Worker, WorkerError
 from tyro.conf import arg
 
 TESTS = Path(__file__).resolve().parents[1] / "tests"
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A framework at a task. `first_call` is the seconds to load, compile and run once.
-
-    `peak_memory` in bytes: on a CPU the process's, compiling included; on a GPU what the arrays
-    of all runs took at once, PyTorch's without its first run, and JAX's with the compiler's trials,
-    which it cannot forget. `difference` is from eager PyTorch in the same policy: the largest of
-    the restored pixels, of 1, or of the losses of all steps, relative. `ratio` is PyTorch's seconds
-    over these, `cpu_ratio` the same of the seconds of all cores together. All three are None where
-    eager PyTorch failed.
-    """
-
-    task: str
-    policy: str
-    framework: str
-    device: str
-    shape: tuple[int, int, int]
-    runs: tuple[Run, ...]
-    first_call: float
-    peak_memory: int
-    difference: float | None
-    ratio: float | None
-    cpu_ratio: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,14 +39,6 @@ class Measured:
     runs: tuple[Run, ...]
     peak: int
     output: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True)
-class Problems:
-    """In the workers' words: torch.compile may be unable to start, all else has `failed`."""
-
-    skipped: list[str] = dataclasses.field(default_factory=list)
-    failed: list[str] = dataclasses.field(default_factory=list)
 
 
 def compare(
@@ -155,12 +121,14 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def write_inputs(folder: Path, preset: str, shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Weights of the golden files and a random batch for all workers; returns the model's sizes."""
+    """Random weights and a random batch for all workers; returns the model's sizes."""
     from safetensors.numpy import save_file
 
+    from zmar_jax.benchmark.weights import random_state_dict
     from zmar_jax.config import PRESETS
 
-    weights = {k: np.ascontiguousarray(a) for k, a in load_golden().state_dict(preset, 0).items()}
+    weights = random_state_dict(PRESETS[preset], 0)
+    weights = {k: np.ascontiguousarray(a) for k, a in weights.items()}
     save_file(weights, folder / "weights.safetensors")
     rng = np.random.default_rng(0)
     gt, noise = rng.random((2, *shape, 3), np.float32)
@@ -171,6 +139,8 @@ def write_inputs(folder: Path, preset: str, shape: tuple[int, int, int]) -> dict
 
 def load_golden() -> Any:
     """tests/golden.py: the golden files and the weights they were made with."""
+    if not (TESTS / "golden.py").exists():
+        raise ValueError(f"--check needs the golden files in {TESTS}: run it in a clone")
     sys.path.append(str(TESTS))
     return importlib.import_module("golden")
 
@@ -261,69 +231,6 @@ def to_row(found: Measured, eager: Measured | None, shape: tuple[int, int, int])
 def say(what: str) -> None:
     """Progress, apart from the table."""
     print(f"{time.strftime('%H:%M:%S')} {what}", file=sys.stderr, flush=True)
-
-
-def fastest(runs: tuple[Run, ...]) -> float:
-    return min(run.seconds for run in runs)
-
-
-def least_cpu(runs: tuple[Run, ...]) -> float:
-    return min(run.cpu_seconds for run in runs)
-
-
-def machine(device: str, threads: int, remat: str) -> dict[str, Any]:
-    """To be asked before anything runs: the load is what others make of the machine."""
-    import zmar_jax
-
-    load, cores = os.getloadavg()[0], os.cpu_count() or 1
-    return {
-        "device": device,
-        "machine": platform.machine(),
-        "cores": cores,
-        "threads": threads or cores,
-        "load_before": round(load, 2),
-        "busy": load > 0.5,
-        "torch": importlib.metadata.version("torch"),
-        "jax": importlib.metadata.version("jax"),
-        "zmar-jax": zmar_jax.__version__,
-        "remat": remat,
-    }
-
-
-def write_json(file: Path, about: dict[str, Any], rows: list[Row], problems: Problems) -> None:
-    content = {**about, "rows": [dataclasses.asdict(row) for row in rows]}
-    content |= dataclasses.asdict(problems)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
-    partial.replace(file)
-
-
-def report(about: dict[str, Any], rows: list[Row], problems: Problems) -> None:
-    print(f"\n{', '.join(f'{name} {value}' for name, value in about.items())}\n")
-    if about["busy"]:
-        print(
-            f"**Taken on a busy machine** (load {about['load_before']} on {about['cores']} cores "
-            "before the start): no measure of either framework's speed. With more than one thread "
-            "the clock is unfair to PyTorch, whose threads wait for each other.\n"
-        )
-    columns = "task | batch x height x width | policy | framework | seconds | torch / this | "
-    columns += "CPU seconds | torch / this | first call s | peak memory GiB | difference"
-    print(f"| {columns} |\n|{'---|' * 11}")
-    for row in rows:
-        shape = " x ".join(map(str, row.shape))
-        print(
-            f"| {row.task} | {shape} | {row.policy} | {row.framework} "
-            f"| {fastest(row.runs):.3g} | {shown(row.ratio, '.2f')} "
-            f"| {least_cpu(row.runs):.3g} | {shown(row.cpu_ratio, '.2f')} | {row.first_call:.1f} "
-            f"| {row.peak_memory / 2**30:.2f} | {shown(row.difference, '.1e')} |"
-        )
-    for kind, reasons in dataclasses.asdict(problems).items():
-        for reason in reasons:
-            print(f"\n{kind}: {reason}", file=sys.stderr)
-
-
-def shown(value: float | None, form: str) -> str:
-    return "-" if value is None else format(value, form)
 
 
 def run_check(preset: str, device: str) -> int:

@@ -4,16 +4,17 @@ $ python scripts/flow_memory.py 160 12 48
 """
 
 import functools
-import sys
 import time
 from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
+import tyro
+from tyro.conf import Positional
 
-from zmar_jax import compilation
 from zmar_jax.config import ModelConfig, Remat
 from zmar_jax.models.snflow import SNFlow
+from zmar_jax.runtime import compilation
 
 
 def measure(size: int, steps: int, remat: Remat) -> str:
@@ -47,8 +48,17 @@ def measure(size: int, steps: int, remat: Remat) -> str:
     return f"| {steps} | {remat} | {min(seconds):.1f} s | {memory:.0f} MiB |"
 
 
-if __name__ == "__main__":
-    size, *counts = map(int, sys.argv[1:])
-    for steps in counts:
+def main(size: Positional[int], steps: Positional[tuple[int, ...]], /) -> None:
+    """Prints the rows of a table.
+
+    Args:
+      size: Height and width of the pictures, a multiple of 8.
+      steps: Steps of a level, one or more numbers.
+    """
+    for count in steps:
         for remat in get_args(Remat):
-            print(measure(size, steps, remat), flush=True)
+            print(measure(size, count, remat), flush=True)
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)

@@ -4,7 +4,7 @@ nothing is lost.
 Trains twice: once in peace, once killed again and again and started anew with the same command.
 The final weights, optimizer and counters must be equal bit for bit.
 
-$ python scripts/kill_and_resume.py --config configs/photos_nano.yaml --workdir /tmp/kills \
+$ python scripts/kill_and_resume.py --config photos_nano --workdir /tmp/kills \
       --kills 10 train.steps=300 train.checkpoint_every=20 train.log_every=5
 """
 
@@ -39,7 +39,7 @@ def main(
 
     Args:
       settings: Changes to the configuration, section.key=value.
-      config: YAML file of the run.
+      config: YAML file of the run, or its name.
       workdir: Two runs, `peace` and `killed`, are made in this folder, which must be new.
       kills: How many times to kill.
       seed: Of the moments.
@@ -48,7 +48,7 @@ def main(
         sys.exit(f"{workdir}: exists already; give a new --workdir")
     workdir.mkdir(parents=True)
     steps = override(load_config(config), settings).train.steps
-    command = [sys.executable, "-m", "zmar_jax.cli", "train", "--config", str(config), *settings]
+    command = [sys.executable, "-m", "zmar_jax", "train", "--config", str(config), *settings]
 
     def start(name: str) -> subprocess.Popen:
         log = (workdir / f"{name}.log").open("a")

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import tyro
 from tyro.conf import Positional
 
@@ -22,6 +21,8 @@ def main(workdir: Positional[Path], picture: Positional[Path], /) -> None:
       workdir: Of `zmar-jax train`.
       picture: A .png or .svg file to write.
     """
+    import matplotlib.pyplot as plt
+
     path = workdir / "metrics.jsonl"
     if not path.is_file():
         sys.exit(f"{path}: no such file; name the workdir of a training run")

@@ -7,16 +7,17 @@ $ python scripts/step_memory.py 96x1 160x1 160x2 160x1x48
 A size is CROPxBATCH, or CROPxBATCHxK with another number of flow steps.
 """
 
-import sys
 from typing import get_args
 
 import jax
 import numpy as np
+import tyro
+from tyro.conf import Positional
 
-from zmar_jax import sharding
 from zmar_jax.config import Config, DataConfig, ModelConfig, Remat, TrainConfig
-from zmar_jax.state import abstract_state
+from zmar_jax.runtime import sharding
 from zmar_jax.train import compile_steps
+from zmar_jax.train.state import abstract_state
 
 
 def temporaries(crop: int, batch: int, flow_steps: int, remat: Remat) -> int:
@@ -34,11 +35,20 @@ def temporaries(crop: int, batch: int, flow_steps: int, remat: Remat) -> int:
     return step.memory_analysis().temp_size_in_bytes
 
 
-if __name__ == "__main__":
+def main(sizes: Positional[tuple[str, ...]], /) -> None:
+    """Prints a table.
+
+    Args:
+      sizes: CROPxBATCH or CROPxBATCHxK, one or more.
+    """
     print(f"| crop | batch | K | {' | '.join(get_args(Remat))} |\n|---|---|---|---|---|---|")
-    for size in sys.argv[1:]:
+    for size in sizes:
         crop, batch, *deeper = map(int, size.split("x"))
         steps = deeper[0] if deeper else ModelConfig().flow_steps
         found = (temporaries(crop, batch, steps, remat) for remat in get_args(Remat))
         cells = " | ".join(f"{bytes_ / 2**30:.2f}" for bytes_ in found)
         print(f"| {crop} | {batch} | {steps} | {cells} |", flush=True)
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)

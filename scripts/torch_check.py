@@ -1,4 +1,4 @@
-"""Holds the PyTorch module to the golden files of the release (tests/golden, SPEC section 10)."""
+"""Holds the PyTorch module to the golden files of the release (model.md section 10)."""
 
 import dataclasses
 import math
@@ -34,7 +34,7 @@ def check(golden: Any, preset: str, device: str) -> Iterator[Finding]:
 
     Args:
       golden: the module tests/golden.py.
-      device: "cpu" or "cuda", `compare_workers.prepare`d.
+      device: "cpu" or "cuda", `compare_jobs.prepare`d.
     """
     yield from _gradients(golden, device)
     full = golden.FULL_CASES if preset == "zmar_snflow" else {}

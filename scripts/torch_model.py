@@ -188,17 +188,27 @@ class ZmarSNFlow(nn.Module):
         self, gt: Tensor, lr: Tensor, mask: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """-> z [B, 192, H/8, W/8], logdet [B] in nats (-log(32) H W included), nll [B]."""
+        return self.encode(gt, noise, self.RRDB(lr, mask))
+
+    def encode(
+        self, gt: Tensor, noise: Tensor, conditions: tuple[Tensor, ...]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`forward`, given what the encoder made of the image."""
         pixels = gt.shape[2] * gt.shape[3]
         logdet = gt.new_full((gt.shape[0],), -math.log(QUANTIZATION) * pixels)
-        z, logdet = self.flowUpsamplerNet(gt + noise / QUANTIZATION, logdet, self.RRDB(lr, mask))
+        z, logdet = self.flowUpsamplerNet(gt + noise / QUANTIZATION, logdet, conditions)
         logprob = -0.5 * (z.float() ** 2 + math.log(2 * math.pi)).sum((1, 2, 3))
         return z, logdet, -(logdet + logprob) / (math.log(2) * pixels)
 
     def reverse(self, z: Tensor, lr: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """z [B, 192, H/8, W/8] -> x [B, 3, H, W], logdet [B] (from log(32) H W on)."""
-        pixels = lr.shape[2] * lr.shape[3]
-        logdet = lr.new_full((lr.shape[0],), math.log(QUANTIZATION) * pixels)
-        return self.flowUpsamplerNet.reverse(z, logdet, self.RRDB(lr, mask))
+        return self.decode(z, self.RRDB(lr, mask))
+
+    def decode(self, z: Tensor, conditions: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """`reverse`, given what the encoder made of the image."""
+        pixels = 64 * z.shape[2] * z.shape[3]
+        logdet = z.new_full((z.shape[0],), math.log(QUANTIZATION) * pixels)
+        return self.flowUpsamplerNet.reverse(z, logdet, conditions)
 
     def restore(self, image: Tensor) -> Tensor:
         """uint8 [B, 3, H, W] -> the restoration at heat 0, in [0, 1]."""

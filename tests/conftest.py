@@ -1,9 +1,10 @@
 """Shared by all tests: strict JAX on simulated devices, and compiling quickly."""
 
+import gc
 import os
 import shutil
 import subprocess
-import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,26 +13,51 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import golden
 import jax
 import pytest
 
-from zmar_jax import compilation
+from zmar_jax.runtime import compilation
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
+# tracing makes many small objects that stay: Python would look through all of them again and again
+gc.freeze()
+gc.set_threshold(50_000, 20, 20)
+
 
 @pytest.fixture(scope="session", autouse=True)
-def _compile_quickly():
-    """Small sizes compile for longer than they run: fewer passes, and each program once."""
-    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        quick = {"cpu": golden.QUICK}
-        patch.setattr(compilation, "_options", lambda backend: quick.get(backend, {}))
+def _compile_quickly(tmp_path_factory: pytest.TempPathFactory):
+    """Small sizes compile for longer than they run: fewer passes, and each program once.
+
+    The processes of a run share their programs. With `JAX_COMPILATION_CACHE_DIR` so do several
+    runs, as those of .ci/run.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(shared / "programs")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compilation, "LLVM_LEVEL", 0)
         # also for the processes that tests start
         patch.setenv("JAX_COMPILATION_CACHE_DIR", folder)
         jax.config.update("jax_compilation_cache_dir", folder)
         yield
         jax.config.update("jax_compilation_cache_dir", None)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Slow tests may have an end: `ZMAR_JAX_SLOW_UNTIL`, in seconds since 1970, as in .ci/run."""
+    end = float(os.environ.get("ZMAR_JAX_SLOW_UNTIL", "inf"))
+    if item.get_closest_marker("slow") and time.time() > end:
+        pytest.skip("no time is left for slow tests")
+
+
+USERS_LEVEL = compilation.LLVM_LEVEL
+
+
+@pytest.fixture
+def as_users_compile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the options that users get."""
+    monkeypatch.setattr(compilation, "LLVM_LEVEL", USERS_LEVEL)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import golden
@@ -23,17 +23,24 @@ from zmar_jax import ops
 from zmar_jax.config import ModelConfig
 from zmar_jax.flow import (
     ActNorm,
-    Composed,
     Coupling,
+    Factored,
     FlowLevel,
     FlowStep,
     FlowSteps,
     InvConv,
+    Projection,
     Squeeze,
     invert_weights,
 )
-from zmar_jax.flow.coupling import ConditionProjection, project_in_turn, project_together
+from zmar_jax.flow.condition import (
+    ConditionProjection,
+    project_all,
+    project_in_turn,
+    project_together,
+)
 from zmar_jax.models.snflow import SNFlow
+from zmar_jax.runtime import compilation
 
 SMALL = ModelConfig(dim=2, heads=(1, 1, 1, 1), flow_steps=2, flow_hidden=4)
 BATCH = -1
@@ -63,7 +70,9 @@ BIJECTIONS = {
     "conditional_step": same(FlowStep(SMALL, conditional=True), (3, 2, 6), (BATCH, 3, 2, 8)),
     "steps": same(FlowSteps(SMALL, 3, conditional=False), (2, 3, 6)),
     "conditional_steps": same(
-        FlowSteps(SMALL, 3, conditional=True), (3, 2, 6), (3, BATCH, 3, 2, 8)
+        FlowSteps(SMALL, 3, conditional=True),
+        (3, 2, 6),
+        Projection((BATCH, 3, 2, 12), (3, 3, 12, 3, 8)),
     ),
     "level": Case(FlowLevel(SMALL), (4, 6, 3), (2, 3, 12), (BATCH, 2, 3, 12)),
     "reversible_level": Case(
@@ -81,18 +90,46 @@ WITH_INVCONV = [name for name in BIJECTIONS if name not in ("actnorm", "squeeze"
 TOLERANCE: dict[Any, float] = {np.float32: 1e-4, np.float64: 1e-10}
 
 
-@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
+@pytest.fixture
 def dtype(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """Both precisions: in float64 a tolerance of 1e-10 leaves a wrong formula no place to hide."""
     with jax.enable_x64(request.param is np.float64):
         yield request.param
+
+
+def in_both(names: Iterable[str]) -> Any:
+    """In float64, whose tolerance of 1e-10 leaves a wrong formula no place to hide; in float32,
+    quickly, the flow, which has all the others."""
+    cases = [
+        pytest.param(
+            name,
+            dtype,
+            id=f"{dtype.__name__}-{name}",
+            marks=[pytest.mark.slow] if dtype is np.float32 and name != "snflow" else [],
+        )
+        for name in names
+        for dtype in TOLERANCE
+    ]
+    return pytest.mark.parametrize(("name", "dtype"), cases, indirect=["dtype"])
 
 
 def conditions(name: str, batch: int, make: Any) -> Any:
     def leaf(shape: tuple[int, ...]) -> Any:
         return make(tuple(batch if n == BATCH else n for n in shape))
 
-    return jax.tree.map(leaf, BIJECTIONS[name].cond, is_leaf=lambda s: isinstance(s, tuple))
+    return jax.tree.map(leaf, BIJECTIONS[name].cond, is_leaf=is_shape)
+
+
+def is_shape(shape: Any) -> bool:
+    return isinstance(shape, tuple)
+
+
+def of_examples(change: Any, name: str, *conds: Any) -> Any:
+    """change(axis, *leaves) of the conditions' leaves that have an axis of examples."""
+
+    def leaf(shape: tuple[int, ...], first: Any, *others: Any) -> Any:
+        return change(shape.index(BATCH), first, *others) if BATCH in shape else first
+
+    return jax.tree.map(leaf, BIJECTIONS[name].cond, *conds, is_leaf=is_shape)
 
 
 @functools.cache
@@ -135,10 +172,10 @@ def inputs(name: str, side: str, dtype: Any, seed: int = 0) -> tuple[Any, np.nda
 @functools.cache
 def method(name: str, direction: str) -> Any:
     """(variables, array, cond) -> (array, logdet), compiled."""
-    return golden.jit(functools.partial(BIJECTIONS[name].module.apply, method=direction))
+    return compilation.jit(functools.partial(BIJECTIONS[name].module.apply, method=direction))
 
 
-each = pytest.mark.parametrize("name", BIJECTIONS)
+each = in_both(BIJECTIONS)
 both = pytest.mark.parametrize(("direction", "side"), [("forward", "x"), ("inverse", "y")])
 
 
@@ -171,7 +208,7 @@ def test_logdet_is_that_of_the_jacobian(name: str, dtype: Any) -> None:
         y, logdet = apply(variables, x.reshape(1, *BIJECTIONS[name].x), cond, method="forward")
         return y.reshape(-1), logdet
 
-    jacobian = golden.jit(jax.jacrev(flat, has_aux=True))
+    jacobian = compilation.jit(jax.jacrev(flat, has_aux=True))
     for i in range(2):
         found, logdet = jacobian(x[i].reshape(-1), example(name, cond, i), variables)
         expected = np.linalg.slogdet(np.asarray(found, np.float64))[1]
@@ -183,11 +220,7 @@ def test_logdet_is_that_of_the_jacobian(name: str, dtype: Any) -> None:
 
 def example(name: str, cond: Any, i: int) -> Any:
     """The condition of one example, as a batch of one."""
-
-    def take(a: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        return np.take(a, [i], axis=shape.index(BATCH))
-
-    return jax.tree.map(take, cond, BIJECTIONS[name].cond)
+    return of_examples(lambda axis, a: np.take(a, [i], axis), name, cond)
 
 
 @each
@@ -209,11 +242,10 @@ def test_examples_do_not_see_each_other(name: str, direction: str, side: str, dt
 def first_example_of(name: str, cond: Any, others: Any) -> Any:
     """`others` with its first example replaced by that of `cond`."""
 
-    def put(a: np.ndarray, b: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        axis = shape.index(BATCH)
+    def put(axis: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.concatenate([np.take(a, [0], axis), np.take(b, [1], axis)], axis)
 
-    return jax.tree.map(put, cond, others, BIJECTIONS[name].cond)
+    return of_examples(put, name, cond, others)
 
 
 @pytest.mark.parametrize("name", [name for name in BIJECTIONS if name != "snflow"])  # slow
@@ -228,7 +260,7 @@ def test_gradients_are_those_of_finite_differences(name: str, direction: str, si
             return sum((a * b).sum() for a, b in zip(outputs, weights, strict=True))
 
         apply = functools.partial(BIJECTIONS[name].module.apply, method=direction)
-        gradients = golden.jit(jax.grad(lambda at: total(apply(*at))))(at)
+        gradients = compilation.jit(jax.grad(lambda at: total(apply(*at))))(at)
         for i in (i for i in range(3) if jax.tree.leaves(at[i])):
             leaves, tree = jax.tree.flatten(at[i])
             step = [golden.normal(3 + j, *a.shape).astype(np.float64) for j, a in enumerate(leaves)]
@@ -243,7 +275,7 @@ def test_gradients_are_those_of_finite_differences(name: str, direction: str, si
             np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-5, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("name", WITH_INVCONV)
+@in_both(WITH_INVCONV)
 def test_precomputed_inverses_change_nothing(name: str, dtype: Any) -> None:
     variables, y, cond = inputs(name, "y", dtype)
     inverse = invert_weights(variables["params"])
@@ -298,21 +330,21 @@ def test_a_coupling_names_the_condition_that_it_wants(direction: str) -> None:
 # The condition of all steps.
 
 
-def test_the_projection_takes_the_matrix_of_a_composed_condition() -> None:
-    projection, rng = ConditionProjection(SMALL), np.random.default_rng(0)
+def test_the_projection_takes_the_matrix_of_a_factored_condition() -> None:
+    projection, rng = ConditionProjection(2, 8), np.random.default_rng(0)
 
     def loss(variables: Any, features: Any, matrix: Any, expand: bool) -> Any:
-        cond: Any = Composed(features, matrix)
+        cond: Any = Factored(features, matrix)
         if expand:
             cond = jnp.concatenate([features[..., :4] @ matrix, features[..., 4:]], -1)
-        return jnp.sin(projection.apply(variables, cond)).sum()
+        return jnp.sin(project_all(projection.apply(variables, cond), "float32")).sum()
 
     with jax.enable_x64(True):
         variables = {"params": {"kernel": rng.standard_normal((3, 3, 12, 2, 8))}}
         args = variables, rng.standard_normal((2, 3, 4, 8)), rng.standard_normal((4, 8))
         found = [jax.value_and_grad(loss, (0, 1, 2))(*args, expand) for expand in (False, True)]
-        for composed, expanded in zip(*map(jax.tree.leaves, found), strict=True):
-            np.testing.assert_allclose(composed, expanded, rtol=1e-9, atol=1e-9)
+        for factored, expanded in zip(*map(jax.tree.leaves, found), strict=True):
+            np.testing.assert_allclose(factored, expanded, rtol=1e-9, atol=1e-9)
 
 
 def test_projections_together_and_in_turn() -> None:

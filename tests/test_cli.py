@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import golden
@@ -15,8 +16,9 @@ import torch_corpus
 from PIL import Image
 
 from zmar_jax import cli, torch_port
+from zmar_jax.cli import console
 from zmar_jax.config import PRESETS, ModelConfig
-from zmar_jax.images import read_photo
+from zmar_jax.imaging.images import read_photo
 
 COMMANDS = (
     *("restore", "convert", "info", "mask", "prepare", "train", "evaluate", "score", "benchmark"),
@@ -144,7 +146,8 @@ def test_pictures_of_an_earlier_run_are_replaced_and_not_restored_again(pth, tmp
         (["restore", "{png}", "-c", "w", "--heat", "-1"], "--heat must be 0 or more"),
         (["restore", "{png}", "-c", "w", "--heat", "inf"], "--heat must be 0 or more"),
         (["restore", "{png}", "-c", "w", "--seed", "9" * 20], "--seed must be 0 or more"),
-        (["restore", "{png}", "-c", "w", "-o", "{png}"], "cannot be made"),
+        (["restore", "{png}", "-c", "w", "-o", "{png}"], "would overwrite the input"),
+        (["restore", "{png}", "-c", "w", "-o", "{png}/out"], "cannot be made"),
         (["convert", "{png}", "w.pth", "--to", "safetensors"], "expected a .pth or .safetensors"),
         (["restore", "{png}", "-c", "w", "--memory", "16 apples"], "as 16GiB or 800MB"),
         (["restore", "{png}", "-c", "w", "--memory", "9" * 400], "as 16GiB or 800MB"),
@@ -234,3 +237,22 @@ def test_the_script_at_the_top_converts(pth, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "w.safetensors").exists()
+
+
+def test_a_home_folder_is_found_without_a_shell(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli.main(["info", "~/none.pth"]) == 1
+    assert f"error: {tmp_path}/none.pth: " in capsys.readouterr().err
+
+
+def test_the_command_line_starts_before_all_that_takes_long():
+    """So that Ctrl-C is heard from the first moment on."""
+    script = "import sys, zmar_jax.cli; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_warnings_of_libraries_are_one_line(capsys):
+    with warnings.catch_warnings(), console.warnings_in_one_line():
+        warnings.simplefilter("always")
+        warnings.warn("a cache\n cannot be written", stacklevel=1)
+    assert capsys.readouterr().err == "warning: a cache cannot be written\n"

@@ -94,7 +94,7 @@ def test_not_a_number_is_no_pass():
 @needs_torch
 def test_float32_means_it_and_a_missing_gpu_is_named(monkeypatch):
     import torch
-    from compare_workers import prepare
+    from compare_jobs import prepare
 
     backends = (torch.backends.cudnn, torch.backends.cuda.matmul)
     for backend in backends:
@@ -112,10 +112,10 @@ def test_float32_means_it_and_a_missing_gpu_is_named(monkeypatch):
 def test_on_a_gpu_the_first_run_is_waited_for_and_its_peak_forgotten(
     task, tmp_path, monkeypatch, one_thread
 ):
+    import compare_jobs
     import compare_torch
-    import compare_workers
     import torch
-    from compare_workers import Setting
+    from compare_jobs import Setting
 
     class Device(str):
         """Named as a CPU, where PyTorch looks, with the type that the worker looks at."""
@@ -132,10 +132,10 @@ def test_on_a_gpu_the_first_run_is_waited_for_and_its_peak_forgotten(
     for name, answer in answers.items():
         monkeypatch.setattr(torch.cuda, name, lambda n=name, a=answer: done.append(n) or a)
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
-    monkeypatch.setattr(compare_workers, "prepare", lambda device: Device("cpu"))
+    monkeypatch.setattr(compare_jobs, "prepare", lambda device: Device("cpu"))
     config = compare_torch.write_inputs(tmp_path, "tiny", (1, 16, 16))
     setting = Setting("torch", task, "float32", "cuda", 0, "blocks", config, tmp_path)
-    job = compare_workers._torch_job(setting)
+    job = compare_jobs.torch_job(setting)
     job.run()
     assert (job.device, job.peak()) == ("a card", 3)
     assert np.isfinite(job.output()).all()
@@ -235,7 +235,7 @@ class FakeWorker:
             raise WorkerError(f"{self.setting.name}: no {what}")
 
     def run(self):
-        from compare_workers import Run
+        from compare_jobs import Run
 
         self.calls.append(self.setting.framework)
         self.fail("run")
@@ -268,7 +268,7 @@ ALL = ("torch", "torch.compile", "jax")
 
 def measured(task: str, frameworks: tuple[str, ...], device: str = "cpu") -> tuple[Any, Any]:
     import compare_torch
-    from compare_workers import Setting
+    from compare_jobs import Setting
 
     settings = [
         Setting(f, task, "float32", device, 0, "blocks", {}, Path("folder")) for f in frameworks

@@ -1,11 +1,11 @@
-"""Where compiled programs are kept."""
+"""Options of the compiler, and where compiled programs are kept."""
 
 from pathlib import Path
 
 import jax
 import pytest
 
-from zmar_jax import compilation
+from zmar_jax.runtime import compilation
 
 
 @pytest.fixture
@@ -35,9 +35,36 @@ def test_the_cache_is_where_the_environment_says(variables, folder, monkeypatch,
     assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / folder)
 
 
-def test_options_are_taken_where_xla_has_them() -> None:
-    assert all(compilation.known(*option) for option in compilation.CPU_OPTIONS.items())
-    assert not compilation.known("xla_cpu_never_heard_of", True)
+@pytest.mark.usefixtures("unconfigured")
+def test_a_cache_that_cannot_be_written_is_warned_of_and_left_out(monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv(compilation.CACHE_VARIABLE, str(tmp_path / "file" / "cache"))
+    expected = r"file/cache: compiled programs cannot be kept here .*; name another folder in"
+    with pytest.warns(UserWarning, match=expected):
+        assert compilation.enable_cache() is None
+    assert jax.config.values["jax_compilation_cache_dir"] is None
+
+
+def test_options_are_taken_where_xla_has_them(monkeypatch):
+    known = compilation.cpu_options()
+    assert known
+    monkeypatch.setitem(compilation.CPU_OPTIONS, "xla_cpu_never_heard_of", True)
+    assert compilation.cpu_options() == known
+    assert compilation.jit(lambda: 1)() == 1
+
+
+def test_less_effort_is_asked_for_in_words_that_xla_has():
+    assert compilation.effort_options(0.0) == {}
+    options = compilation.effort_options(-1.0)
+    assert len(options) == 1
+    assert jax.jit(lambda: 1).lower().compile(compiler_options=options)() == 1
+
+
+def test_options_are_asked_for_on_a_cpu_alone(monkeypatch):
+    monkeypatch.setattr(compilation, "cpu_options", lambda: {"xla_cpu_never_heard_of": True})
+    assert compilation.jit(lambda: 1, "tpu")() == 1
+    with pytest.raises(jax.errors.JaxRuntimeError, match="never_heard_of"):
+        compilation.jit(lambda: 1, "cpu")()
 
 
 def test_a_cache_that_is_configured_stays(monkeypatch, tmp_path):

@@ -16,14 +16,17 @@ from zmar_jax.config import (
     ConfigError,
     ModelConfig,
     TrainConfig,
+    config_names,
     dump_config,
     from_dict,
     load_config,
     override,
     to_dict,
+    without_places,
 )
 
 CONFIGS = Path(__file__).parent.parent / "configs"
+FILES = sorted(CONFIGS.glob("*.yaml"))
 SIZES = st.integers(1, 2**16)
 SMALL = st.floats(0, 1)
 
@@ -72,13 +75,17 @@ def test_published_sizes() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_files_are_the_presets(name: str) -> None:
-    path = CONFIGS / f"{name}.yaml"
-    assert load_config(path) == Config(model=PRESETS[name])
+    assert load_config(name) == Config(model=PRESETS[name])
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_file_has_a_name() -> None:
+    assert config_names() == [path.stem for path in FILES]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_files_state_only_what_differs(path: Path) -> None:
     config = load_config(path)
+    assert load_config(path.stem) == config
     assert yaml.safe_load(path.read_text()) in (
         yaml.safe_load(dump_config(config)),
         {"model": {}} if config == Config() else None,
@@ -87,7 +94,7 @@ def test_files_state_only_what_differs(path: Path) -> None:
 
 
 def test_every_preset_has_a_file() -> None:
-    assert set(PRESETS) <= {path.stem for path in CONFIGS.glob("*.yaml")}
+    assert set(PRESETS) <= {path.stem for path in FILES}
 
 
 @settings(deadline=None)
@@ -172,13 +179,16 @@ def test_unknown_key(tmp_path: Path, text: str, expected: str) -> None:
         ("scale_shift: '2'", "scale_shift must be float, got '2'"),
         ("scale_shift: false", "scale_shift must be float, got False"),
         pytest.param(f"scale_shift: {10**400}", "scale_shift must be float, got 1000", id="huge"),
-        ("blocks: 4", "blocks must be a list of 4 ints, got 4"),
-        ("blocks: '4444'", "blocks must be a list of 4 ints, got '4444'"),
-        ("blocks: [4, 4, 4]", "blocks must be a list of 4 ints, got [4, 4, 4]"),
-        ("blocks: [4, 4, 4, 4, 4]", "blocks must be a list of 4 ints, got [4, 4, 4, 4, 4]"),
+        ("blocks: 4", "blocks must be a list of ints, got 4"),
+        ("blocks: '4444'", "blocks must be a list of ints, got '4444'"),
+        ("blocks: [4, 4, 4]", "blocks and heads must have one number for each of 2 to 5 levels"),
+        (
+            "blocks: [4, 4, 4, 4, 4]",
+            "blocks and heads must have one number for each of 2 to 5 levels",
+        ),
         ("blocks: [4, 4, 4, '4']", "blocks[3] must be int, got '4'"),
         ("blocks: [4, yes, 4, 4]", "blocks[1] must be int, got True"),
-        ("heads: {1: 2}", "heads must be a list of 4 ints, got {1: 2}"),
+        ("heads: {1: 2}", "heads must be a list of ints, got {1: 2}"),
         ("policy: float16", "policy must be one of float32, bfloat16, got 'float16'"),
         ("policy: [float32]", "policy must be one of float32, bfloat16, got ['float32']"),
     ],
@@ -214,11 +224,12 @@ FLOATS = [field.name for field in dataclasses.fields(ModelConfig) if field.type 
 
 
 @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e400", "1e300"])
-@pytest.mark.parametrize("name", FLOATS)
-def test_floats_are_finite(tmp_path: Path, name: str, value: str) -> None:
-    message = error(written(tmp_path, f"model: {{{name}: {value}}}"))
-    allowed = "from 0.0 to 1.0" if name == "white_point" else "a number up to 65536"
-    assert message.startswith(f"model.{name} must be {allowed}, got ")
+def test_floats_are_finite(tmp_path: Path, value: str) -> None:
+    assert FLOATS
+    for name in FLOATS:
+        message = error(written(tmp_path, f"model: {{{name}: {value}}}"))
+        allowed = "from 0.0 to 0.9" if name == "brightness" else "a number up to 65536"
+        assert message.startswith(f"model.{name} must be {allowed}, got ")
 
 
 @pytest.mark.parametrize(
@@ -281,8 +292,18 @@ def test_aliases_cannot_make_a_message_explode(tmp_path: Path) -> None:
 
 
 def test_missing_file(tmp_path: Path) -> None:
-    expected = "cannot read this configuration: No such file or directory"
-    assert error(tmp_path / "run.yaml") == expected
+    message = error(tmp_path / "run.yaml")
+    assert message.startswith("no such file; the configurations with a name are ")
+    assert message.endswith(", ".join(path.stem for path in FILES))
+
+
+def test_a_folder_of_the_same_name_does_not_hide_a_configuration(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    assert load_config("tiny").model == PRESETS["tiny"]
+    written(tmp_path, "model: {dim: 8}").rename("mine.yaml")
+    assert load_config("mine.yaml").model.dim == 8
+    assert error(Path("mine")).startswith("no such file; ")
 
 
 def test_folder_instead_of_a_file(tmp_path: Path) -> None:
@@ -361,3 +382,19 @@ def test_overrides_that_do_not_fit_each_other_are_all_named() -> None:
 def test_bad_override(setting: str, expected: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(expected)):
         override(Config(), [setting])
+
+
+def test_where_pictures_lie_is_no_part_of_what_is_computed():
+    here = override(Config(), ["data.folder=photos", "data.masks.source=masks"])
+    there = override(Config(), ["data.folder=/data/photos", "data.masks.source=../masks"])
+    assert here != there
+    assert without_places(here) == without_places(there)
+    for change in ("data.folder=null", "data.masks.source=none", "data.seed=1"):
+        assert without_places(override(here, [change])) != without_places(here)
+
+
+def test_pairs_need_a_folder():
+    with pytest.raises(ConfigError, match=r"folder must name a folder of pairs"):
+        override(Config(), ["data.name=pairs"])
+    with pytest.raises(ConfigError, match=r"gt_folder is of name pairs, not of photos"):
+        override(Config(), ["data.gt_folder=gt"])

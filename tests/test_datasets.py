@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from zmar_jax import __version__, cli
-from zmar_jax.config.data import DATASETS
+from zmar_jax.config.data import BENCHMARKS
 from zmar_jax.data import DataError, datasets
 from zmar_jax.data.datasets import BUILDERS, open_prepared, prepare, verify
 from zmar_jax.data.frames import resize_frame
@@ -77,10 +77,10 @@ def test_every_benchmark_in_every_layout(key, tmp_path, capfd):
 
 
 def test_the_names_are_those_of_the_configuration(capsys):
-    assert tuple(BUILDERS) == DATASETS
+    assert tuple(BUILDERS) == BENCHMARKS
     with pytest.raises(SystemExit):
         cli.main(["prepare", "--help"])
-    assert ",".join(DATASETS) in capsys.readouterr().out
+    assert ",".join(BENCHMARKS) in capsys.readouterr().out
 
 
 @given(

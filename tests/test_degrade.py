@@ -17,7 +17,7 @@ from zmar_jax.config import DarkenConfig
 from zmar_jax.data import hashing
 from zmar_jax.data.degrade import darken
 from zmar_jax.data.masks import apply_mask, lost_pixels
-from zmar_jax.images import Photo, read_photo, write_photo
+from zmar_jax.imaging.images import Photo, read_photo, write_photo
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -267,7 +267,7 @@ def test_mask_folders_and_failures(photos, tmp_path, capsys):
         (["{photos}", "{out}", "--masks", "no_such"], "no_such"),
         (["{photos}", "{photos}/masked"], "lies in the input folder"),
         (["{photos}", "{photos}/colour.png"], "lies in the input folder"),
-        (["{photos}/colour.png", "{photos}/colour.png"], "cannot be made"),
+        (["{photos}/colour.png", "{photos}/colour.png"], "is to be a folder"),
         (["no_such", "{out}"], "no_such"),
     ],
 )

@@ -17,14 +17,16 @@ import numpy as np
 import pytest
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from zmar_jax import ZmarSNFlow, cli, losses, ops
+from zmar_jax import ZmarSNFlow, cli, ops
 from zmar_jax.config import PRESETS
 from zmar_jax.evaluate import network as evaluate_network
 from zmar_jax.evaluate.network import Network, Sampling, batches
 from zmar_jax.evaluate.records import Records, levels_of
 from zmar_jax.evaluate.statistics import bootstrap
-from zmar_jax.images import Photo, read_photo, write_photo
-from zmar_jax.restore import Restorer
+from zmar_jax.imaging.images import Photo, read_photo, write_photo
+from zmar_jax.models import losses
+from zmar_jax.restore.restorer import Restorer
+from zmar_jax.runtime import compilation
 from zmar_jax.weights import Weights, save_weights
 
 TINY = PRESETS["tiny"]
@@ -71,7 +73,7 @@ def network() -> Network:
 def _compiled_once(monkeypatch):
     """Commands take the programs that are compiled already."""
     monkeypatch.setattr(
-        evaluate_network, "Network", lambda weights, batch=None: compiled(weights.checksum)
+        evaluate_network, "Network", lambda weights, *_, **__: compiled(weights.checksum)
     )
 
 
@@ -119,7 +121,7 @@ def test_likelihoods_are_the_models_whatever_the_batch(network):
     indices, seeds = (0, 1, 4), [7, 8, 9]
     lows, gts = [LOWS[i] for i in indices], [GTS[i] for i in indices]
     found = network.bits_per_dim(gts, seeds, network.encode(lows))
-    nll = golden.jit(lambda *args: ZmarSNFlow(TINY).apply(*args, method="nll"))
+    nll = compilation.jit(lambda *args: ZmarSNFlow(TINY).apply(*args, method="nll"))
     for low, gt, seed, bits in zip(lows, gts, seeds, found, strict=True):
         noise = jax.random.uniform(jax.random.key(seed), gt.shape) - 0.5
         args = (ops.to_unit(gt)[None], *ops.network_input(low[None]), noise[None])
@@ -146,7 +148,8 @@ def test_the_self_ensemble_is_the_mean_of_eight_restorations(network):
 def test_batches_hold_one_padded_size():
     sizes = ((32, 48), (25, 41), (48, 32), (32, 48), (48, 32), (33, 48))
     asked = []
-    found = batches(sizes, lambda *size: asked.append(size) or 2)
+    padded = PRESETS["zmar_snflow"].padded
+    found = batches(sizes, lambda *size: asked.append(size) or 2, padded)
     assert found == [[0, 1], [3], [2, 4], [5]]
     assert asked == [(32, 48), (48, 32), (40, 48)]
 
@@ -271,9 +274,10 @@ def test_other_settings_are_refused_until_overwritten(folder, weights_file, tmp_
 
 
 AS_COMPILED_HERE = """
-import sys, golden
-from zmar_jax import cli, compilation
-compilation._options = lambda backend: golden.QUICK
+import sys
+from zmar_jax import cli
+from zmar_jax.runtime import compilation
+compilation.LLVM_LEVEL = 0
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -309,8 +313,50 @@ def test_a_killed_run_goes_on_to_the_same_numbers(weights_file, tmp_path):
     assert (out / "records.jsonl").read_text().count("\n") == 60
 
 
+def test_dark_pictures_are_scored_without_ground_truth(weights_file, tmp_path, network):
+    from zmar_jax.evaluate.niqe import niqe
+
+    gts = [scene(i, (96, 192)) for i in range(2)]
+    rng = np.random.default_rng(0)
+    lows = [np.uint8(gt // 8 + rng.integers(0, 9, gt.shape)) for gt in gts]
+    for name, low in zip(("a", "deep/b"), lows, strict=True):
+        write_photo(tmp_path / "night" / f"{name}.png", Photo(low))
+    out, options = tmp_path / "out", ("--no-reference",)
+    assert evaluate(tmp_path / "night", weights_file, out, *options) == 0
+    first = snapshot(out)
+    metrics = json.loads(first["metrics.json"])
+    assert (metrics["kind"], [image["id"] for image in metrics["per_image"]]) == (
+        "dark",
+        ["a", "deep/b"],
+    )
+    assert not {"psnr", "bits_per_dim", "protocol"} & {*metrics, *metrics["per_image"][0]}
+    for image, low in zip(metrics["per_image"], lows, strict=True):
+        png = read_photo(out / "restored" / f"{image['id']}.png").rgb
+        assert (image["niqe"], image["niqe_input"]) == (niqe(png), niqe(low))
+        assert image["brightness"] == pytest.approx(png.mean())
+        assert image["brightness_input"] == pytest.approx(low.mean())
+    table = first["table.md"].decode()
+    assert table.startswith("| NIQE / brightness | pictures as given, no ground truth |")
+    assert f"| its inputs | {metrics['mean']['niqe_input']['mean']:.2f} (" in table
+    # started again it computes nothing
+    assert evaluate(tmp_path / "night", weights_file, out, *options) == 0
+    assert snapshot(out) == first
+
+
+def test_a_flat_picture_has_no_niqe_and_that_is_said(
+    weights_file, tmp_path, capsys, monkeypatch, network
+):
+    write_photo(tmp_path / "night" / "a.png", Photo(np.zeros((96, 192, 3), np.uint8)))
+    assert evaluate(tmp_path / "night", weights_file, tmp_path / "out", "--no-reference") == 0
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["per_image"][0]["niqe_input"] is None
+    assert metrics["per_image"][0]["brightness_input"] == 0
+    assert metrics["mean"]["niqe_input"]["mean"] is None
+    assert "a: no NIQE, as hardly any of it has texture" in capsys.readouterr().err
+
+
 def test_protocols_and_brightness_are_those_of_metrics(folder, weights_file, tmp_path, network):
-    from zmar_jax.metrics import score
+    from zmar_jax.imaging.metrics import score
 
     out = tmp_path / "out"
     assert evaluate(folder, weights_file, out, "--protocol", "rf", "--gt-mean") == 0
@@ -360,6 +406,9 @@ def test_a_full_disk_is_one_clear_error(small_disk, folder, weights_file, capsys
         (["--batch", "0"], "--batch must be 1"),
         (["--seed", "-1"], "--seed must be 0 or more"),
         (["--exposure", "0.1:0.2"], "--exposure is of clean photographs"),
+        (["--no-reference", "--gt-mean"], "--no-reference has none"),
+        (["--no-reference", "--protocol", "rf"], "--no-reference has none"),
+        (["--no-reference", "--data", "sid"], "no such folder"),
         (["--sdsd-frames", "30"], "--sdsd-frames is of the SDSD benchmarks"),
         (["--masks", "no_such"], "no_such"),
         (["-o", "{folder}/out"], "lies in the folder of pictures"),

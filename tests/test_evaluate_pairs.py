@@ -1,6 +1,9 @@
 """What --data names, which pictures pair, and which numbers may stand in one column."""
 
+import csv
 import dataclasses
+import json
+import math
 from pathlib import Path
 
 import benchmark_folders
@@ -8,12 +11,14 @@ import numpy as np
 import pytest
 
 from zmar_jax import cli
-from zmar_jax.config import DATASETS, DarkenConfig, MaskConfig
+from zmar_jax.config import BENCHMARKS, DarkenConfig, MaskConfig
 from zmar_jax.data import DataError, datasets
 from zmar_jax.evaluate import table
-from zmar_jax.evaluate.evaluation import evaluation
+from zmar_jax.evaluate.evaluation import summarize
+from zmar_jax.evaluate.measures import measures_of
 from zmar_jax.evaluate.pairs import Source, kind_of, open_pairs
-from zmar_jax.images import Photo, read_photo, write_photo
+from zmar_jax.evaluate.records import Records
+from zmar_jax.imaging.images import Photo, read_photo, write_photo
 
 NO_MASKS = MaskConfig(source="none")
 
@@ -66,7 +71,7 @@ def test_photographs_are_degraded_as_the_command_mask_does(tmp_path):
     write_photo(tmp_path / "photos" / "grey.png", Photo(grey, grey=True))
     options = ["--darken", "--seed", "5", "--exposure", "0.1:0.2"]
     assert cli.main(["mask", str(tmp_path / "photos"), str(tmp_path / "out"), *options]) == 0
-    darken = DarkenConfig(exposure=(0.1, 0.2))
+    darken = DarkenConfig(exposure=(0.1, 0.2), kind="gain")
     pairs = open_pairs(Source(str(tmp_path / "photos"), darken=darken, seed=5))
     assert pairs.ids == ("a", "deep/b", "grey")
     for i, id_ in enumerate(pairs.ids):
@@ -128,6 +133,108 @@ def test_folders_that_are_refused(files, problems, tmp_path):
         assert problem in str(error.value)
 
 
+def test_without_reference_a_folder_holds_dark_pictures(tmp_path):
+    put(tmp_path / "a.png", picture(1, (96, 200)))
+    put(tmp_path / "deep" / "b.jpg", picture(2, (200, 96)))
+    source = Source(str(tmp_path), masks=NO_MASKS, reference=False)
+    assert kind_of(str(tmp_path), reference=False) == "dark"
+    pairs = open_pairs(source)
+    assert (pairs.kind, pairs.ids) == ("dark", ("a", "deep/b"))
+    assert pairs.sizes == ((96, 200), (200, 96))
+    low, gt = pairs.read(0)
+    assert np.array_equal(low, picture(1, (96, 200)))
+    assert gt is None
+    masked, _ = open_pairs(dataclasses.replace(source, masks=MaskConfig())).read(0)
+    assert 0.1 < (masked == 0).all(-1).mean() < 0.5
+
+
+def test_without_reference_a_folder_of_pairs_gives_its_dark_ones(tmp_path):
+    for name in ("low/1.png", "gt/1.png"):
+        put(tmp_path / name, picture(len(name), (96, 200)))
+    pairs = open_pairs(Source(str(tmp_path), masks=NO_MASKS, reference=False))
+    assert pairs.ids == ("1",)
+    assert np.array_equal(pairs.read(0)[0], picture(len("low/1.png"), (96, 200)))
+
+
+def test_pictures_too_small_for_niqe_are_all_named(tmp_path):
+    put(tmp_path / "a.png", picture(1, (95, 300)))
+    put(tmp_path / "b.png", picture(1, (191, 191)))
+    put(tmp_path / "c.png", picture(1, (192, 96)))
+    with pytest.raises(DataError) as error:
+        open_pairs(Source(str(tmp_path), masks=NO_MASKS, reference=False))
+    lines = str(error.value).splitlines()
+    assert lines[0].startswith("2 picture(s)")
+    assert "a.png: 300x95, too small for NIQE: it needs two patches of 96x96" in lines[1]
+    assert "b.png: 191x191" in lines[2]
+
+
+@pytest.mark.parametrize("role", [("LQ", "HQ"), ("our485/low", "our485/high"), ("1_low", "1_gt")])
+def test_pairs_are_found_wherever_they_lie(role, tmp_path):
+    for name, level in zip(role, (1, 2), strict=True):
+        put(tmp_path / "root" / name / "a.png", picture(level))
+    pairs = open_pairs(Source(str(tmp_path / "root"), masks=NO_MASKS))
+    assert (pairs.kind, pairs.ids) == ("pairs", ("a",))
+    for found, level in zip(pairs.read(0), (1, 2), strict=True):
+        assert np.array_equal(found, picture(level))
+
+
+def test_of_a_root_with_parts_the_test_pairs_are_taken_and_named(tmp_path):
+    for name in ("our485/low/1", "our485/high/1", "eval15/low/2", "eval15/high/2"):
+        put(tmp_path / "LOL" / f"{name}.png", picture(len(name)))
+    pairs = open_pairs(Source(str(tmp_path / "LOL"), masks=NO_MASKS))
+    assert (pairs.name, pairs.ids) == ("LOL/eval15", ("2",))
+    assert pairs.notes == (f"{tmp_path / 'LOL'}: the pairs of eval15 in it are taken",)
+
+
+def test_two_folders_of_any_name_may_be_said_to_pair_or_to_be_clean(tmp_path):
+    for name in ("A/1", "A/2", "B/1", "B/2"):
+        put(tmp_path / f"{name}.png", picture(ord(name[0])))
+    (tmp_path / "B" / "notes.txt").write_text("")
+    with pytest.raises(DataError, match="found A, B; name both folders with --data and --gt"):
+        open_pairs(Source(str(tmp_path), masks=NO_MASKS))
+    assert open_pairs(Source(str(tmp_path), masks=NO_MASKS, clean=True)).kind == "photographs"
+    source = Source(str(tmp_path / "A"), masks=NO_MASKS, gt=str(tmp_path / "B"))
+    pairs = open_pairs(source)
+    assert (pairs.kind, pairs.name, pairs.ids) == ("pairs", "A", ("1", "2"))
+    assert pairs.notes == (f"{tmp_path / 'B'}: not read as pictures: 1 .txt (notes.txt)",)
+    low, gt = pairs.read(0)
+    assert gt is not None
+    assert not np.array_equal(low, gt)
+
+
+def test_a_csv_is_no_formula_and_an_equal_picture_has_an_infinite_psnr(tmp_path):
+    settings = {
+        **{"data": "d", "kind": "pairs", "masks": "none", "protocol": "zmar", "gt_mean": False},
+        **{"weights": "0", "seed": 0, "heat": 0.0, "samples": 1, "self_ensemble": False},
+    }
+    records, found = Records(tmp_path, settings), []
+    values = dict.fromkeys(measures_of("pairs").keys, 0.5) | {"height": 1, "width": 1}
+    for id_, psnr in (("=1+1", math.inf), ("-a", 20.0), ("b", 30.0)):
+        gt = picture(1)
+        found.append(records.add(id_, "", gt, None, values | {"psnr": psnr, "seconds": 1.0}))
+    result = summarize(settings, found)
+    assert dict(fact[:2] for fact in table.facts(result))["PSNR"] == "infinite"
+    assert "| this evaluation | infinite / 0.500" in table.compare(result).markdown()
+    table.write_numbers(result, tmp_path)
+    with (tmp_path / "per_image.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["id"] for row in rows] == ["'=1+1", "'-a", "b"]
+    assert [float(row["psnr"]) for row in rows] == [math.inf, 20.0, 30.0]
+    metrics = json.loads(
+        (tmp_path / "metrics.json").read_text(), parse_constant=lambda name: pytest.fail(name)
+    )
+    assert metrics["mean"]["psnr"] == {
+        "mean": None,
+        "low": None,
+        "high": None,
+        "infinite": ["mean"],
+    }
+    assert "infinite" not in metrics["mean"]["ssim"]
+    assert [image.get("infinite") for image in metrics["per_image"]] == [["psnr"], None, None]
+    broken = summarize(settings, [*found, found[2] | {"psnr": None}])
+    assert table.interval(broken, "psnr", 2) == "not finite"
+
+
 def numbers(data: str, kind: str, **changes) -> table.Table:
     record = dict.fromkeys(("psnr", "ssim", "bits_per_dim", "psnr_input", "ssim_input"), 0.5)
     records = [
@@ -141,7 +248,7 @@ def numbers(data: str, kind: str, **changes) -> table.Table:
         "samples": 1,
         "self_ensemble": False,
     }
-    return table.compare(evaluation(base | changes, records))
+    return table.compare(summarize(base | changes, records))
 
 
 def test_published_numbers_stand_in_our_column_only_if_measured_alike():
@@ -170,7 +277,7 @@ def test_other_pictures_have_no_published_numbers():
 
 
 def test_the_published_numbers_stand_below_the_right_benchmark():
-    assert tuple(table.PUBLISHED) == DATASETS
+    assert tuple(table.PUBLISHED) == BENCHMARKS
     assert all(len(methods) == 6 for methods in table.PUBLISHED.values())
     assert table.PUBLISHED["lol_v1"]["ZMAR-SNFlow"] == "23.37 / 0.843"
     assert table.PUBLISHED["sdsd_outdoor"]["Restormer"] == "27.56 / 0.835"

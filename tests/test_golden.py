@@ -1,4 +1,4 @@
-"""The numbers of the PyTorch release, file by file (SPEC section 10)."""
+"""The numbers of the PyTorch release, file by file (model.md section 10)."""
 
 import functools
 import math
@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from zmar_jax import losses, ops, torch_port
+from zmar_jax import ops, torch_port
 from zmar_jax.config import PRESETS
 from zmar_jax.flow import init_actnorm, invert_weights
-from zmar_jax.models import ZmarSNFlow
-from zmar_jax.rows import stripe_rows
+from zmar_jax.models import ZmarSNFlow, losses
+from zmar_jax.restore.programs import make_programs
+from zmar_jax.runtime import compilation
+from zmar_jax.tiling.rows import stripe_rows
 from zmar_jax.torch_port.keys import Entry, key_table
 
 TINY = PRESETS["tiny"]
@@ -59,12 +61,12 @@ def encoded(case: str) -> tuple[dict[str, Any], dict[str, Any]]:
         capture = {"capture_intermediates": is_encoder, "mutable": ["intermediates"]}
         return model.apply(variables, lr, mask, method="encode", **capture)
 
-    conditions, state = golden.jit(encode)(variables, g["lr"], g["mask"])
+    conditions, state = compilation.jit(encode)(variables, g["lr"], g["mask"])
     return conditions, state["intermediates"]["encoder"]
 
 
 def stage_output(case: str, name: str) -> jax.Array:
-    """What SPEC section 10 calls `tap/name`: `stage`, or `stage.0.module` of its first block."""
+    """`tap/name` of model.md section 10: `stage`, or `stage.0.module` of its first block."""
     stage, *inner = name.split(".")
     node = encoded(case)[1][stage]
     if inner:
@@ -84,7 +86,7 @@ def forward(case: str) -> tuple[jax.Array, jax.Array]:
     """z and logdet of the dequantised image."""
     model, variables, g = setting(case)
     x = losses.dequantize(g["gt"], g["noise"], model.config.quantization)
-    run = golden.jit(functools.partial(model.apply, method="forward"))
+    run = compilation.jit(functools.partial(model.apply, method="forward"))
     return run(variables, x, g["lr"], g["mask"])
 
 
@@ -92,7 +94,7 @@ def forward(case: str) -> tuple[jax.Array, jax.Array]:
 def inverse(case: str) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Images and logdets by latent (`heat0`, `heat`), inverting W on the way."""
     model, variables, g = setting(case)
-    run = golden.jit(functools.partial(model.apply, method="inverse"))
+    run = compilation.jit(functools.partial(model.apply, method="inverse"))
     return {k: run(variables, z, g["lr"], g["mask"]) for k, z in latents(g).items()}
 
 
@@ -101,7 +103,7 @@ def decoded(case: str) -> dict[str, tuple[jax.Array, jax.Array]]:
     """The same from W^-1 as computed once, and the conditions as encoded once."""
     model, variables, g = setting(case)
     variables = variables | {"inverse": invert_weights(variables["params"])}
-    run = golden.jit(functools.partial(model.apply, method="decode"))
+    run = compilation.jit(functools.partial(model.apply, method="decode"))
     return {k: run(variables, z, encoded(case)[0]) for k, z in latents(g).items()}
 
 
@@ -131,7 +133,7 @@ def test_preprocess(i: int) -> None:
     lr, mask = ops.network_input(g[f"u8_{i}"][None])
     step = 8 if i == 0 else 1
     assert worst(lr[:, ::step, ::step], golden.nhwc(g[f"lr_{i}"])) <= 1e-6
-    masks = ops.level_masks(mask)
+    masks = ops.level_masks(mask, 3)
     for level, name in zip(masks, ("mask", "mask2", "mask4"), strict=True):
         np.testing.assert_array_equal(level, golden.nhwc(g[f"{name}_{i}"]), err_msg=name)
 
@@ -176,11 +178,12 @@ def test_encoder_crops(case: str) -> None:
     small(errors, 1e-4)
 
 
+@pytest.mark.slow  # tests/test_rows.py has stripes, too
 def test_encoder_in_stripes() -> None:
     model, variables, g = setting("tiny_32x48")
     model = model.clone(stripe_bytes=40_000)
     assert stripe_rows((2, 32, 48, 8), 24, 1, model.stripe_bytes) == 8
-    run = golden.jit(functools.partial(model.apply, method="encode"))
+    run = compilation.jit(functools.partial(model.apply, method="encode"))
     found, expected = run(variables, g["lr"], g["mask"]), {k: g[f"enc/{k}"] for k in CONDITIONS}
     small({k: worst(found[k], e, e.std()) for k, e in expected.items()}, 1e-4)
 
@@ -188,20 +191,26 @@ def test_encoder_in_stripes() -> None:
 # The flow.
 
 
-@pytest.mark.parametrize("case", CASES)
+# a second size of the same model; tests/test_bijections.py has round trips
+flows = pytest.mark.parametrize(
+    "case", [TINY_CASES[0], pytest.param(TINY_CASES[1], marks=pytest.mark.slow), *FULL_CASES]
+)
+
+
+@flows
 def test_latent(case: str) -> None:
     _, _, g = setting(case)
     assert worst(forward(case)[0], g["z"], g["z"].std()) <= 1e-4
 
 
-@pytest.mark.parametrize("case", CASES)
+@flows
 def test_logdet(case: str) -> None:
     _, _, g = setting(case)
     expected = g["logdet"] + dequantization(g)
     assert worst(forward(case)[1], expected, dequantization(g)) <= 1e-5
 
 
-@pytest.mark.parametrize("case", CASES)
+@flows
 def test_nll_of_latent_and_logdet(case: str) -> None:
     model, _, g = setting(case)
     pixels, quantization = math.prod(g["gt"].shape[1:3]), model.config.quantization
@@ -213,7 +222,7 @@ def test_nll_of_latent_and_logdet(case: str) -> None:
 @pytest.mark.parametrize("case", ["tiny_32x48", "full_160x160"])
 def test_nll(case: str) -> None:
     model, variables, g = setting(case)
-    run = golden.jit(functools.partial(model.apply, method="nll"))
+    run = compilation.jit(functools.partial(model.apply, method="nll"))
     nll = run(variables, g["gt"], g["lr"], g["mask"], g["noise"])
     np.testing.assert_allclose(nll, g["nll"], rtol=1e-5)
 
@@ -221,7 +230,10 @@ def test_nll(case: str) -> None:
 restorations = pytest.mark.parametrize(
     ("case", "restore"),
     [
-        *[(case, restore) for case in TINY_CASES for restore in (inverse, decoded)],
+        (TINY_CASES[0], inverse),
+        pytest.param(TINY_CASES[1], inverse, marks=pytest.mark.slow),
+        (TINY_CASES[0], decoded),
+        pytest.param(TINY_CASES[1], decoded, marks=pytest.mark.slow),
         ("full_64x96", decoded),
         pytest.param("full_64x96", inverse, marks=pytest.mark.slow),
         *[pytest.param("full_160x160", r, marks=pytest.mark.slow) for r in (inverse, decoded)],
@@ -242,6 +254,19 @@ def test_reverse_logdet(case: str, restore: Any) -> None:
     expected = {k: g[f"logdet_reverse_{k}"] - dequantization(g) for k in latents(g)}
     found = {k: logdet for k, (_, logdet) in restore(case).items()}
     small({k: worst(found[k], e, dequantization(g)) for k, e in expected.items()}, 1e-5)
+
+
+@pytest.mark.usefixtures("as_users_compile")
+def test_restoration_compiled_as_users_do() -> None:
+    model, variables, g = setting(TINY_CASES[1])
+    programs = make_programs(model.config, compilation.stripe_bytes())
+    variables = variables | {"inverse": invert_weights(variables["params"])}
+    features = programs.encode(variables, g["low"])
+    errors = {}
+    for key, z in latents(g).items():
+        found = programs.picture(programs.decode(variables, z, features))
+        errors[key] = worst(found, np.clip(g[f"x_{key}"], 0, 1))
+    small(errors, 1e-4)
 
 
 # Gradients and initialisation.
@@ -270,7 +295,7 @@ def gradients() -> tuple[float, dict[str, np.ndarray]]:
     def loss(params: Any, *inputs: jax.Array) -> jax.Array:
         return ZmarSNFlow(TINY).apply({"params": params}, *inputs, method="nll").mean()
 
-    run = golden.jit(jax.value_and_grad(loss))
+    run = compilation.jit(jax.value_and_grad(loss))
     value, tree = run(golden.params("tiny", 3), gt, lr, mask, noise)
     published = torch_port.to_state_dict(tree, TINY)
     return float(value), {e.key: live(e, published[e.key]) for e in key_table(TINY) if e.parts}
@@ -312,7 +337,7 @@ def initialise() -> Any:
     gt, lr, mask = batch("tiny_training")
     shape = golden.load("tiny_training")["gt"].shape
     noise = golden.nhwc(np.random.RandomState(5000).rand(*shape).astype(np.float32) - 0.5)
-    run = golden.jit(functools.partial(init_actnorm, ZmarSNFlow(TINY)))
+    run = compilation.jit(functools.partial(init_actnorm, ZmarSNFlow(TINY)))
     return lambda leaves: run(unflatten_dict(leaves), gt, lr, mask, noise)
 
 

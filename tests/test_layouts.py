@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from zmar_jax.config.data import DATASETS
+from zmar_jax.config.data import BENCHMARKS
 from zmar_jax.data import DataError
 from zmar_jax.data.layouts import check_source, count_warnings, find_source
 
@@ -47,7 +47,7 @@ def test_every_layout_is_found_paired_and_split(key, tmp_path):
 
 
 def test_all_benchmarks_of_the_configuration_have_a_layout():
-    assert {key.partition(" ")[0] for key in LAYOUTS} == set(DATASETS)
+    assert {key.partition(" ")[0] for key in LAYOUTS} == set(BENCHMARKS)
 
 
 @pytest.mark.parametrize("below", ["", "LOLv2", "data/LOLv2"])

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 
-from zmar_jax import metrics
-from zmar_jax.metrics import PROTOCOLS, score
+from zmar_jax.imaging import metrics
+from zmar_jax.imaging.metrics import PROTOCOLS, score
 
 both = pytest.mark.parametrize("case", [0, 1])
 every = pytest.mark.parametrize("protocol", PROTOCOLS)
@@ -58,6 +58,14 @@ def test_rf_psnr_sees_what_rounding_hides() -> None:
     restored = gt + 0.3 / 255
     assert score(restored, gt, "rf").psnr == pytest.approx(20 * math.log10(255 / 0.3))
     assert score(restored, gt, "zmar").psnr == math.inf
+
+
+def test_the_ssim_of_validation_sees_what_rounding_hides() -> None:
+    gt, _ = pair(0)
+    restored = gt / 255 + np.random.default_rng(0).choice([-0.4, 0.4], gt.shape) / 255
+    found = score(restored, gt, "validation")
+    assert found.psnr == math.inf
+    assert 0.9 < found.ssim < 1 - 1e-5
 
 
 @every

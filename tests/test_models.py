@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from zmar_jax.benchmark.cost import multiply_adds
 from zmar_jax.config import ModelConfig
-from zmar_jax.cost import multiply_adds
 from zmar_jax.models import ZmarSNFlow, param_shapes
 from zmar_jax.models.encoder import Encoder
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from zmar_jax import ops
+from zmar_jax.runtime import compilation
 
 few = settings(max_examples=10, deadline=None)
 many = settings(max_examples=100, deadline=None)
@@ -96,7 +97,7 @@ def test_mix_cells_is_a_sum_over_cells(grid: int, h: int, w: int, c: int, seed: 
         cell = x[:, k * h : (k + 1) * h, n * w : (n + 1) * w]
         weight = a[:, i, j, k, n, None, None, None]
         expected[:, i * h : (i + 1) * h, j * w : (j + 1) * w] += weight * cell
-    found = golden.jit(ops.mix_cells)(x, a)
+    found = compilation.jit(ops.mix_cells)(x, a)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -104,7 +105,7 @@ def test_mix_cells_is_a_sum_over_cells(grid: int, h: int, w: int, c: int, seed: 
 @given(h=st.integers(1, 3), w=st.integers(1, 3), seed=SEED)
 def test_cell_attention_is_the_softmax_of_cosines(h: int, w: int, seed: int) -> None:
     mask = (golden.normal(seed, 2, 4 * h, 4 * w, 1) > 0.5).astype(np.float32)
-    found = golden.jit(functools.partial(ops.cell_attention, grid=4))(mask)
+    found = compilation.jit(functools.partial(ops.cell_attention, grid=4))(mask)
     rows = np.zeros((2, 16, h * w))
     for p in range(16):
         top, left = p // 4 * h, p % 4 * w
@@ -124,7 +125,7 @@ def test_shrink_is_the_bilinear_resize(factor: int, h: int, w: int, seed: int) -
         resized = jax.image.resize(x, (2, h, w, 3), "bilinear", antialias=False)
         return ops.shrink(x, factor), resized
 
-    found, expected = golden.jit(pair)(x)
+    found, expected = compilation.jit(pair)(x)
     np.testing.assert_allclose(found, expected, atol=1e-6)
 
 

@@ -1,5 +1,6 @@
 """Learning rates against the release's, and Adam against its definition in float64."""
 
+import itertools
 from typing import Any
 
 import golden
@@ -11,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from zmar_jax.config import TrainConfig
-from zmar_jax.optimizer import learning_rate, optimizer, scale_by_adam
+from zmar_jax.config import Config, TrainConfig, override
+from zmar_jax.train.optimizer import learning_rate, optimizer, scale_by_adam
 
 
 def rates(config: TrainConfig, steps: Any) -> np.ndarray:
@@ -36,7 +37,7 @@ def test_the_releases_rates(part: str) -> None:
 
 
 def test_drops_begin_at_the_milestones() -> None:
-    edges = np.array([20_000, 30_000, 36_000, 38_000])  # iterations, SPEC section 7
+    edges = np.array([20_000, 30_000, 36_000, 38_000])  # iterations, model.md section 7
     plateau = 0.999 * 2e-4
     for offset, first in ((-2, 0), (-1, 1)):
         expected = plateau * 0.5 ** (first + np.arange(4))
@@ -57,9 +58,28 @@ def test_no_warmup(warmup: int, release_warmup: bool) -> None:
 
 
 def test_cosine() -> None:
-    config = TrainConfig(steps=110, warmup_steps=10, release_warmup=False, schedule="cosine")
+    config = TrainConfig(steps=109, warmup_steps=10, release_warmup=False, schedule="cosine")
     found = rates(config, [9, 34, 59, 109, 200]) / 2e-4
     np.testing.assert_allclose(found, [1, 0.5 + 0.5**1.5, 0.5, 0, 0], atol=1e-6)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "multistep", "constant"])
+def test_no_step_is_wasted(schedule: Any) -> None:
+    """A rate of 0 would change nothing."""
+    for steps, warmup in itertools.product((1, 2, 20), (0, 1, 5, 19, 20, 30)):
+        config = TrainConfig(steps=steps, warmup_steps=warmup, schedule=schedule)
+        found = np.broadcast_to(rates(config, np.arange(20)), 20)
+        assert (found[:steps] > 0).all(), (steps, warmup)
+
+
+@pytest.mark.parametrize("milestones", [(), (0.5,), (0.2, 0.4, 0.6, 0.8, 0.9)])
+def test_any_number_of_milestones(milestones: tuple[float, ...]) -> None:
+    listed = f"train.milestones={list(milestones)}"
+    config = override(Config(), [listed, "train.steps=10", "train.warmup_steps=0"]).train
+    assert config.milestones == milestones
+    steps = np.arange(10)
+    passed = (steps[:, None] + 1 >= 10 * np.array([*milestones])).sum(1)
+    np.testing.assert_allclose(rates(config, steps) / 2e-4, 0.5**passed, rtol=3e-7)
 
 
 def test_milestones_share_an_iteration() -> None:

@@ -2,12 +2,15 @@
 
 import dataclasses
 import itertools
+import multiprocessing
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,12 +18,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zmar_jax.config import DarkenConfig, DataConfig, MaskConfig
+from zmar_jax.config import DarkenConfig, DataConfig, MaskConfig, NightConfig
 from zmar_jax.data import DataError
 from zmar_jax.data.cache import open_cache
 from zmar_jax.data.pictures import Pictures, hash_share, photos
 from zmar_jax.data.pipeline import Batch, Loader, make_loader
 from zmar_jax.evaluate.pairs import read_eight_bits
+from zmar_jax.runtime.stop import remembered
+from zmar_jax.train.loop import _decoding
 
 CROP = 16
 SIZES = {"a": (24, 32), "b": (40, 16), "c": (24, 32), "deep/d": (24, 32), "e": (17, 33)}
@@ -41,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(folder: Path, tmp_path: Path) -> DataConfig:
     return DataConfig(
         folder=str(folder), val_folder=str(folder), data_dir=str(tmp_path), batch_size=4, crop=CROP,
-        workers=0, seed=3,
+        workers=0, seed=3, darken=DarkenConfig(night=NightConfig(frames=0)),
     )  # fmt: skip
 
 
@@ -112,9 +117,27 @@ def test_seeds_differ_and_repeat(config: DataConfig) -> None:
 
 def test_the_same_whatever_the_workers(config: DataConfig) -> None:
     expected = first(make_loader(config, "train"), 5)
-    for workers in (1, 2):
-        loader = make_loader(dataclasses.replace(config, workers=workers), "train")
-        same(first(loader, 5), expected)
+    loader = make_loader(dataclasses.replace(config, workers=2), "train")
+    same(first(loader, 5), expected)
+
+
+@pytest.mark.parametrize("file", ["<stdin>", "/nowhere/a notebook.ipynb"])
+def test_a_program_that_is_no_file_loads_by_itself(config: DataConfig, monkeypatch, file) -> None:
+    """As `python - < script`; its workers would look for a file of that name."""
+    program = types.ModuleType("__main__")
+    program.__file__, program.__spec__ = file, None
+    monkeypatch.setitem(sys.modules, "__main__", program)
+    with pytest.warns(UserWarning, match=f"data.workers=2: the program is {file}, which"):
+        loader = make_loader(dataclasses.replace(config, workers=2), "train")
+    same(first(loader, 1), first(make_loader(config, "train"), 1))
+    program.__file__ = __file__
+    make_loader(dataclasses.replace(config, workers=2), "train")
+
+
+def test_a_process_that_may_start_no_others_loads_by_itself(config, monkeypatch) -> None:
+    monkeypatch.setitem(multiprocessing.current_process()._config, "daemon", True)
+    with pytest.warns(UserWarning, match="may not start others"):
+        make_loader(dataclasses.replace(config, workers=1), "train")
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -129,8 +152,7 @@ def test_hosts_together_equal_one(config: DataConfig, split, hosts: int) -> None
     same(together, expected)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize(("workers", "steps"), [(0, 1), (0, 3), (2, 3)])
 def test_a_restored_state_goes_on_byte_for_byte(config: DataConfig, workers, steps) -> None:
     # an epoch is 1.25 batches: both states lie in the middle of one
     config = dataclasses.replace(config, workers=workers)
@@ -178,13 +200,52 @@ def test_a_mask_folder(config: DataConfig, tmp_path: Path) -> None:
     mask = np.zeros((10, 10), np.uint8)
     mask[:, :5] = 255
     Image.fromarray(mask).save(tmp_path / "masks" / "left.png")
-    bright = DarkenConfig(exposure=(1.0, 1.0), colour_cast=0.0, photons=1e9, read_noise=0.0)
+    bright = DarkenConfig((1.0, 1.0), 0.0, 1e9, 0.0, kind="gain")
     masks = MaskConfig(source=str(tmp_path / "masks"))
     config = dataclasses.replace(config, darken=bright, masks=masks)
     for batch in make_loader(config, "val"):
         half = batch["low"].shape[2] // 2
         assert (batch["low"][:, :, :half] == 0).all()
         np.testing.assert_array_equal(batch["low"][:, :, half + 1 :], batch["gt"][:, :, half + 1 :])
+
+
+@pytest.mark.parametrize("flip", ["none", "dihedral"])
+def test_a_crop_loses_the_pixels_that_its_picture_loses(config, tmp_path, flip) -> None:
+    """The picture's colours tell where each pixel of a crop is from."""
+    height, width = 40, 56
+    y, x = np.mgrid[1 : height + 1, 1 : width + 1]
+    lost = np.random.default_rng(0).random((height, width)) < 0.3
+    for name, pixels in (
+        ("photos/place.png", np.stack([y, x, 0 * x + 255], -1).astype(np.uint8)),
+        ("masks/lost.png", 255 * lost.astype(np.uint8)),
+    ):
+        (tmp_path / name).parent.mkdir()
+        Image.fromarray(pixels).save(tmp_path / name)
+    bright = DarkenConfig((1.0, 1.0), 0.0, 1e9, 0.0, kind="gain")
+    masks = MaskConfig(str(tmp_path / "masks"))
+    config = dataclasses.replace(
+        config, folder=str(tmp_path / "photos"), flip=flip, masks=masks, darken=bright
+    )
+    corners = set()
+    for batch in first(make_loader(config, "train"), 5):
+        rows, columns = batch["gt"][..., 0] - 1, batch["gt"][..., 1] - 1
+        np.testing.assert_array_equal(~batch["low"].any(-1), lost[rows, columns])
+        corners |= set(zip(rows.min((1, 2)).tolist(), columns.min((1, 2)).tolist(), strict=True))
+    assert len(corners) > 10
+
+
+@pytest.mark.parametrize("share", [0.15, 0.5])
+def test_crops_lose_the_share_asked_for(config, tmp_path, share) -> None:
+    """On average over places and masks, of a picture much larger than the crop."""
+    Image.new("RGB", (160, 120), "white").save(tmp_path / "white.png")
+    config = dataclasses.replace(
+        config, folder=str(tmp_path), masks=MaskConfig(share=(share, share)), batch_size=100,
+        darken=DarkenConfig((0.1, 0.1), 0.0, 1e9, 0.0, kind="gain"),
+    )  # fmt: skip
+    (batch,) = first(make_loader(config, "train"), 1)
+    lost = (~batch["low"].any(-1)).mean((1, 2))
+    assert lost.mean() == pytest.approx(share, abs=0.1)
+    assert len(set(lost.tolist())) > 50
 
 
 # Folders of photographs, and their pixels on disk.
@@ -293,12 +354,26 @@ def test_an_interrupted_cache_is_cleaned_up(config: DataConfig, tmp_path: Path) 
     with pytest.raises(KeyboardInterrupt):
         open_cache(Pictures("p", ("a",), "f", interrupted), tmp_path, 1, lambda *_: None)
     assert list((tmp_path / "cache").iterdir()) == []
-    killed = tmp_path / "cache" / ".p-f.0123"
+    killed = tmp_path / "cache" / ".p-f.0123.tmp"
     killed.mkdir()
     os.utime(killed, (0, 0))
     black = Pictures("p", ("a",), "f", lambda i: (np.zeros((8, 8, 3), np.uint8),))
     open_cache(black, tmp_path, 1, lambda *_: None)
     assert [path.name for path in (tmp_path / "cache").iterdir()] == ["p-f"]
+
+
+def test_ctrl_c_is_heard_between_two_pictures(tmp_path: Path) -> None:
+    read: list[int] = []
+
+    def asked(i: int) -> tuple[np.ndarray, ...]:
+        read.append(i)
+        signal.raise_signal(signal.SIGINT)
+        return (np.zeros((8, 8, 3), np.uint8),)
+
+    with remembered(signal.SIGINT), pytest.raises(KeyboardInterrupt):
+        open_cache(Pictures("p", ("a", "b"), "f", asked), tmp_path, 1, _decoding(print))
+    assert read == [0]
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {
@@ -337,6 +412,208 @@ def test_a_damaged_cache_is_named_until_it_is_removed(tmp_path: Path, kind: str)
 def test_what_cannot_be_loaded_is_said(config: DataConfig, change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_loader(dataclasses.replace(config, **change), "train", 0, 2)
+
+
+# Pairs.
+
+
+def put(path: Path, level: int, size: tuple[int, int] = (20, 24)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((*size, 3), level, np.uint8)).save(path)
+
+
+@pytest.fixture
+def pairs(config: DataConfig, tmp_path: Path) -> DataConfig:
+    """Of pictures of one level each: 10 n, and its ground truth 10 n + 5."""
+    for n in range(1, 9):
+        put(tmp_path / "pairs" / "LQ" / f"{n}_low.png", 10 * n)
+        put(tmp_path / "pairs" / "HQ" / f"{n}.bmp", 10 * n + 5)
+    return dataclasses.replace(
+        config, name="pairs", folder=str(tmp_path / "pairs"), val_folder=None, val_share=0.5,
+        masks=MaskConfig(source="none"),
+    )  # fmt: skip
+
+
+def levels(batches: list[Batch]) -> dict[str, tuple[int, int]]:
+    """Of each picture, low and gt, which have one level each."""
+    return {
+        str(id_): (int(low.max()), int(gt.min()))
+        for batch in batches
+        for id_, low, gt in zip(batch["id"], batch["low"], batch["gt"], strict=True)
+    }
+
+
+def test_own_pairs_are_trained_on_as_they_are(pairs: DataConfig) -> None:
+    trained = levels(first(make_loader(pairs, "train"), 8))
+    validated = levels(list(make_loader(pairs, "val")))
+    assert trained.keys().isdisjoint(validated)
+    found = trained | validated
+    assert found == {f"{n}_low": (10 * n, 10 * n + 5) for n in range(1, 9)}
+
+
+def test_own_pairs_may_lose_pixels(pairs: DataConfig) -> None:
+    masked = dataclasses.replace(pairs, masks=MaskConfig())
+    (batch,) = first(make_loader(masked, "train"), 1)
+    lost = ~batch["low"].any(-1)
+    assert 0.02 < lost.mean() < 0.8
+    assert batch["gt"].min() > 0
+
+
+def test_own_pairs_in_two_folders_of_any_name(pairs: DataConfig, tmp_path: Path) -> None:
+    expected = levels(list(make_loader(pairs, "val")))
+    (tmp_path / "pairs" / "LQ").rename(tmp_path / "here")
+    (tmp_path / "pairs" / "HQ").rename(tmp_path / "there")
+    apart = dataclasses.replace(
+        pairs, folder=str(tmp_path / "here"), gt_folder=str(tmp_path / "there")
+    )
+    assert levels(list(make_loader(apart, "val"))) == expected
+
+
+def test_pairs_in_parts_keep_them(pairs: DataConfig, tmp_path: Path) -> None:
+    for i, part in enumerate(("our485", "eval15")):
+        put(tmp_path / "lol" / part / "low" / f"{part}.png", 10 + i)
+        put(tmp_path / "lol" / part / "high" / f"{part}.png", 100 + i)
+    lol, told = dataclasses.replace(pairs, folder=str(tmp_path / "lol")), []
+    assert levels(first(make_loader(lol, "train", tell=told.append), 1)) == {"our485": (10, 100)}
+    assert told == [f"{tmp_path / 'lol'}: the pairs of our485 in it are taken to train"]
+    assert levels(list(make_loader(lol, "val", tell=told.append))) == {"eval15": (11, 101)}
+    assert told[1:] == [f"{tmp_path / 'lol'}: the pairs of eval15 in it are taken to validate"]
+
+
+def test_one_deeper_set_is_told_of_once(pairs: DataConfig, tmp_path: Path) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "pairs").rename(tmp_path / "deep" / "pairs")
+    deep, told = dataclasses.replace(pairs, folder=str(tmp_path / "deep")), []
+    for split in ("train", "val"):
+        make_loader(deep, split, tell=told.append)
+    assert told == [f"{tmp_path}/deep: the pairs of pairs in it are taken to train and validate"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "photos"}, r"holds pairs .*say data.name=pairs, or data.clean=true"),
+        ({"folder": "{}/LQ", "name": "photos"}, r"LQ: lies beside HQ.*say data.name=pairs"),
+        ({"folder": "{}/LQ"}, r"expected one subfolder called low.*found none of them"),
+    ],
+)
+def test_pairs_are_no_photographs_and_photographs_no_pairs(pairs, change, message) -> None:
+    filled = {key: value.format(pairs.folder) for key, value in change.items()}
+    with pytest.raises(DataError, match=message):
+        make_loader(dataclasses.replace(pairs, **filled), "train")
+
+
+def test_pairs_may_be_called_clean(pairs: DataConfig) -> None:
+    clean = dataclasses.replace(pairs, name="photos", clean=True, val_share=0.0)
+    assert len(set(levels(first(make_loader(clean, "train"), 4)))) == 16
+
+
+def test_a_pair_of_two_sizes_is_named(pairs: DataConfig, tmp_path: Path) -> None:
+    put(tmp_path / "pairs" / "LQ" / "1_low.png", 10, (24, 20))
+    with pytest.raises(DataError, match=r"1_low\.png: 20x24, but .*1\.bmp is 24x20"):
+        make_loader(dataclasses.replace(pairs, val_share=0.0), "train")
+
+
+def test_pictures_that_are_broken_or_small_may_be_left_out(pairs, tmp_path: Path) -> None:
+    put(tmp_path / "pairs" / "LQ" / "1_low.png", 10, (24, 20))
+    (tmp_path / "pairs" / "HQ" / "2.bmp").write_bytes(b"nonsense")
+    for folder, name in (("LQ", "3_low.png"), ("HQ", "3.bmp")):
+        put(tmp_path / "pairs" / folder / name, 30, (15, 40))
+    strict = dataclasses.replace(pairs, val_share=0.0)
+    config = dataclasses.replace(strict, skip_broken=True)
+    for _ in range(2):  # from the files, and from the decoded pixels
+        told: list[str] = []
+        loader = make_loader(config, "train", tell=told.append)
+        assert set(levels(first(loader, 4))) == {f"{n}_low" for n in range(4, 9)}
+        assert len(told) == 1
+        assert told[0].startswith("pairs: 3 picture(s) left out: ")
+        (cached,) = (tmp_path / "cache").iterdir()
+        assert told[0].endswith(f"; to read them once more remove {cached}")
+        for reason in ("1_low.png: 20x24, but", "2.bmp: cannot be read", "3_low (40x15), smaller"):
+            assert reason in told[0]
+    with pytest.raises(DataError, match=r"cannot be read.*data\.skip_broken=true"):
+        make_loader(strict, "train")
+
+
+def test_leaving_out_nothing_gives_the_same_data(config: DataConfig) -> None:
+    loaders = [
+        make_loader(dataclasses.replace(config, skip_broken=skip), "train")
+        for skip in (True, False)
+    ]
+    assert loaders[0].fingerprint == loaders[1].fingerprint
+    same(first(loaders[0], 2), first(loaders[1], 2))
+
+
+def test_the_fingerprint_is_of_the_pictures_that_are_left(tmp_path: Path) -> None:
+    def opened(*good: str, smallest: int = 1, folder: str = "") -> str:
+        def read(i: int) -> tuple[np.ndarray, ...]:
+            if "abc"[i] not in good:
+                raise DataError("broken")
+            return (np.zeros((8, 8 + i, 3), np.uint8),)
+
+        found = Pictures("p", ("a", "b", "c"), "f", read)
+        place = tmp_path / (folder or "".join(good))
+        return open_cache(found, place, smallest, lambda *_: None, lambda text: None).fingerprint
+
+    whole, without_b, without_c = opened(*"abc"), opened(*"ac"), opened(*"ab")
+    assert whole == "p-f"
+    assert len({whole, without_b, without_c}) == 3
+    assert opened(*"ac", folder="elsewhere") == without_b == opened(*"ac")
+
+
+def test_nothing_left_is_an_error(config: DataConfig, tmp_path: Path) -> None:
+    put(tmp_path / "tiny" / "a.png", 9, (8, 8))
+    config = dataclasses.replace(config, skip_broken=True, folder=str(tmp_path / "tiny"))
+    with pytest.raises(DataError, match="no picture is left"):
+        make_loader(config, "train", tell=lambda text: None)
+    (tmp_path / "tiny" / "a.png").write_bytes(b"nonsense")
+    with pytest.raises(DataError, match=r"a\.png: cannot be read.*; no picture is left") as raised:
+        make_loader(config, "train", tell=lambda text: None)
+    assert "skip_broken" not in str(raised.value)
+
+
+def test_files_that_are_no_pictures_are_told_of_once(config: DataConfig, tmp_path: Path) -> None:
+    put(tmp_path / "mixed" / "a.png", 9, (32, 32))
+    (tmp_path / "mixed" / "b.dng").write_bytes(b"x")
+    config = dataclasses.replace(
+        config, folder=str(tmp_path / "mixed"), val_folder=None, val_share=0.0
+    )
+    told: list[str] = []
+    make_loader(config, "train", tell=told.append)
+    with pytest.raises(DataError, match="falls into the val split"):
+        make_loader(config, "val", tell=told.append)
+    assert told == [f"{tmp_path / 'mixed'}: not read as pictures: 1 .dng (b.dng)"]
+
+
+def test_files_that_are_no_masks_are_told_of_once(config: DataConfig, tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.eye(8, dtype=bool)).save(tmp_path / "masks" / "a.png")
+    (tmp_path / "masks" / "b.psd").write_bytes(b"x")
+    config = dataclasses.replace(config, masks=MaskConfig(source=str(tmp_path / "masks")))
+    told: list[str] = []
+    for split in ("train", "val"):
+        make_loader(config, split, tell=told.append)
+    assert told == [f"{tmp_path / 'masks'}: not read as pictures: 1 .psd (b.psd)"]
+
+
+def test_masks_belong_to_the_data(config: DataConfig, tmp_path: Path) -> None:
+    put(tmp_path / "masks" / "a.png", 0)
+    mask = np.zeros((10, 10), np.uint8)
+    loaders = []
+    for row in (0, 1, 0):
+        Image.fromarray(np.where(np.arange(10)[:, None] == row, 255, mask).astype(np.uint8)).save(
+            tmp_path / "masks" / "a.png"
+        )
+        masks = MaskConfig(source=str(tmp_path / "masks"))
+        loaders.append(make_loader(dataclasses.replace(config, masks=masks), "train"))
+    begun, other, again = loaders
+    assert begun.fingerprint == again.fingerprint != other.fingerprint
+    state = begun.get_state()
+    again.set_state(state)
+    with pytest.raises(DataError, match=r"the masks are not those .*--accept-changes"):
+        other.set_state(state)
+    other.set_state(state, accept_changes=True)
+    other.set_state({key: value for key, value in state.items() if key != "masks"})  # an older run
 
 
 _WORKING = """

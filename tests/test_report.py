@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from zmar_jax.evaluate import report
-from zmar_jax.evaluate.evaluation import evaluation, lost_pixels
+from zmar_jax.evaluate.evaluation import summarize
+from zmar_jax.evaluate.measures import zero_pixels
 from zmar_jax.evaluate.pairs import Pairs
 from zmar_jax.evaluate.records import Records
 
@@ -38,12 +39,12 @@ def write(folder: Path, deviating: bool = True, count: int = len(NAMES)) -> Path
     for i, name in enumerate(names):
         low, gt = pair(i % 4)
         values = dict.fromkeys(("ssim", "bits_per_dim", "psnr_input", "ssim_input"), 0.5 + i)
-        values |= {"psnr": PSNR[i % 4], "lost_share": lost_pixels(low).mean(), "seconds": 1.0}
+        values |= {"psnr": PSNR[i % 4], "lost_share": zero_pixels(low).mean(), "seconds": 1.0}
         std = np.full(gt.shape[:2], 3.0 + i) if deviating else None
         found.append(records.add(name, "", gt // 2 + 60, std, values))
     sizes = ((60, 90),) * count
     pairs = Pairs("lol", "pairs", tuple(names), sizes, ("",) * count, lambda i: pair(i % 4))
-    return report.write_report(evaluation(SETTINGS, found), pairs, folder)
+    return report.write_report(summarize(SETTINGS, found), pairs, folder)
 
 
 def test_it_is_one_file_whose_data_no_name_can_end(tmp_path):
@@ -65,7 +66,7 @@ def test_it_is_one_file_whose_data_no_name_can_end(tmp_path):
         grey = np.asarray(Image.fromarray(gt).convert("L"), float)
         assert np.abs(np.asarray(pictures["gt"].convert("L")) - grey).mean() < 6
         overlay = np.asarray(pictures["lost"].convert("RGBA"))[..., 3] > 0
-        assert np.array_equal(overlay, lost_pixels(low))
+        assert np.array_equal(overlay, zero_pixels(low))
 
 
 def decoded(uri: str) -> Image.Image:
@@ -81,11 +82,32 @@ def test_without_samples_there_is_no_uncertainty(tmp_path):
 
 def test_more_than_100_pictures_are_made_smaller(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "SIDE", 80)
-    monkeypatch.setattr(report, "SMALLEST", 20)
+    monkeypatch.setattr(report, "LEAST_SIDE", 20)
     monkeypatch.setattr(report, "PICTURES", 1)
     text = write(tmp_path).read_text(encoding="utf-8")
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.S)[1])  # pyright: ignore
     assert decoded(data["images"][0]["pictures"]["input"]).size == (40, 27)
+
+
+def test_without_ground_truth_none_is_shown(tmp_path):
+    data = json.loads(
+        re.search(r'id="data">(.*?)</script>', write_dark(tmp_path).read_text(), re.S)[1]  # pyright: ignore
+    )
+    assert set(data["images"][0]["pictures"]) == {"input", "restored", "lost"}
+    keys = [column["key"] for column in data["columns"]]
+    assert keys[:3] == ["id", "niqe", "brightness"]
+    assert {data["plot"]["x"], data["plot"]["y"]} <= set(keys)
+
+
+def write_dark(folder: Path) -> Path:
+    settings = {key: SETTINGS[key] for key in SETTINGS if key not in ("protocol", "gt_mean")}
+    settings |= {"data": "night", "kind": "dark"}
+    low, restored = pair(0)
+    keys = ("niqe", "brightness", "niqe_input", "brightness_input", "lost_share", "seconds")
+    values = dict.fromkeys(keys, 5.5)
+    found = [Records(folder, settings).add(name, "", restored, None, values) for name in "ab"]
+    pairs = Pairs("night", "dark", ("a", "b"), ((60, 90),) * 2, ("",) * 2, lambda i: (low, None))
+    return report.write_report(summarize(settings, found), pairs, folder)
 
 
 @pytest.fixture
@@ -155,6 +177,24 @@ def test_in_chromium_it_loads_sorts_and_slides(browser, tmp_path):
         find(f"#view input[name={name}]")[0].click()
         assert image.is_displayed()
         assert image.get_attribute("src").startswith("data:image/")
+    assert find("#truth")[0].is_displayed()
+    assert find("#scatter circle title")[0].get_attribute("textContent").endswith("zero, % 8.3")
     browser.set_window_size(390, 800)
     assert js("return document.documentElement.scrollWidth <= window.innerWidth")
+    assert browser.get_log("browser") == []
+
+
+@pytest.mark.slow
+def test_in_chromium_a_report_without_ground_truth_loads(browser, tmp_path):
+    browser.get(write_dark(tmp_path).as_uri())
+
+    def find(css):
+        return browser.find_elements("css selector", css)
+
+    assert find("#plotted")[0].text == "Brightness after against before"
+    assert len(find("#scatter circle")) == 2
+    assert not find("#truth")[0].is_displayed()
+    assert [cell.text for cell in find("#images tbody tr")[0].find_elements("css selector", "td")][
+        1:3
+    ] == ["5.50", "5.5"]
     assert browser.get_log("browser") == []

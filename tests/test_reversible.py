@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import golden
@@ -15,6 +16,7 @@ from flax.traverse_util import flatten_dict
 from zmar_jax.config import PRESETS, ModelConfig, Remat
 from zmar_jax.flow import HEALTH, FlowLevel
 from zmar_jax.models.snflow import SNFlow
+from zmar_jax.runtime import compilation
 
 TINY = PRESETS["tiny"]
 directions = pytest.mark.parametrize("direction", ["forward", "inverse"])
@@ -31,9 +33,8 @@ def inputs(preset: str, direction: str, size: int) -> tuple[Any, jax.Array, dict
     return golden.params(preset, 3)["flow"], make(0.3 * rng.standard_normal(shape)), normal
 
 
-def gradients(config: ModelConfig, remat: Remat, direction: str, at: Any) -> tuple[Any, Any]:
+def gradients(flow: nn.Module, direction: str, at: Any) -> tuple[Any, Any]:
     """Value and HEALTH, and the gradients by weights, input and conditions, of some loss."""
-    flow = SNFlow(config, remat)
 
     def loss(params: Any, x: jax.Array, cond: Any) -> tuple[jax.Array, Any]:
         (y, logdet), kept = flow.apply(
@@ -43,7 +44,7 @@ def gradients(config: ModelConfig, remat: Remat, direction: str, at: Any) -> tup
         weights = jnp.array([1.0, 2.0])
         return (weights * (jnp.square(y).sum((1, 2, 3)) - logdet)).sum(), kept
 
-    return golden.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*at)
+    return compilation.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))(*at)
 
 
 def apart(found: Any, expected: Any) -> dict[str, float]:
@@ -56,10 +57,11 @@ def apart(found: Any, expected: Any) -> dict[str, float]:
     return {jax.tree_util.keystr(k): v for k, v in jax.tree_util.tree_leaves_with_path(pairs)}
 
 
-def same_gradients(preset: str, config: ModelConfig, direction: str, tolerance: float) -> None:
-    at = inputs(preset, direction, 32)
-    (value, kept), found = gradients(config, "reversible", direction, at)
-    (expected_value, expected_kept), expected = gradients(config, "none", direction, at)
+def same_gradients(
+    make: Callable[[Remat], nn.Module], at: Any, direction: str, tolerance: float
+) -> None:
+    (value, kept), found = gradients(make("reversible"), direction, at)
+    (expected_value, expected_kept), expected = gradients(make("none"), direction, at)
     np.testing.assert_allclose(value, expected_value, rtol=tolerance)
     errors = apart(found, expected)
     assert len(errors) == len(jax.tree.leaves(at))
@@ -71,14 +73,24 @@ def same_gradients(preset: str, config: ModelConfig, direction: str, tolerance: 
 
 
 @directions
+def test_gradients_of_a_level_are_those_of_autodiff(direction: str) -> None:
+    params, _, cond = inputs("tiny", direction, 16)
+    x = golden.normal(0, 2, *{"forward": (16, 16, 3), "inverse": (8, 8, 12)}[direction])
+    at = params["level1"], jnp.asarray(x), cond["fea_up2"]
+    same_gradients(functools.partial(FlowLevel, TINY), at, direction, 1e-4)
+
+
+@pytest.mark.slow
+@directions
 def test_gradients_are_those_of_autodiff(direction: str) -> None:
-    same_gradients("tiny", TINY, direction, 1e-4)
+    same_gradients(functools.partial(SNFlow, TINY), inputs("tiny", direction, 32), direction, 1e-4)
 
 
 @pytest.mark.slow
 @directions
 def test_gradients_in_half_precision(direction: str) -> None:
-    same_gradients("tiny", dataclasses.replace(TINY, policy="bfloat16"), direction, 2e-2)
+    half = dataclasses.replace(TINY, policy="bfloat16")
+    same_gradients(functools.partial(SNFlow, half), inputs("tiny", direction, 32), direction, 2e-2)
 
 
 @pytest.mark.slow
@@ -89,11 +101,24 @@ def test_rounding_does_not_build_up_in_the_published_sizes(
     # A ReLU whose input is within rounding of 0 may open in one pass and not in the other, which
     # moves a leaf's gradient by 1e-3, autodiff's own against float64 too: so without that corner.
     monkeypatch.setattr(nn, "relu", nn.softplus)
-    same_gradients("zmar_snflow", PRESETS["zmar_snflow"], direction, 1e-4)
+    preset = "zmar_snflow"
+    flow = functools.partial(SNFlow, PRESETS[preset])
+    same_gradients(flow, inputs(preset, direction, 32), direction, 1e-4)
 
 
-@pytest.mark.parametrize("direction", ["forward", pytest.param("inverse", marks=pytest.mark.slow)])
-def test_memory_does_not_grow_with_the_steps(direction: str) -> None:
+@pytest.mark.parametrize(
+    ("direction", "others"),
+    [
+        ("forward", ()),
+        *[
+            pytest.param(d, ("none", "blocks"), marks=pytest.mark.slow)
+            for d in ("forward", "inverse")
+        ],
+    ],
+)
+def test_memory_does_not_grow_with_the_steps(direction: str, others: tuple[Remat, ...]) -> None:
+    """As it does with the `others`."""
+
     def temporaries(remat: Remat, steps: int) -> int:
         level = FlowLevel(
             ModelConfig(dim=2, heads=(1, 1, 1, 1), flow_steps=steps, flow_hidden=8), remat
@@ -111,9 +136,9 @@ def test_memory_does_not_grow_with_the_steps(direction: str) -> None:
             return jnp.square(y).sum() - logdet.sum()
 
         at = variables, {"forward": image, "inverse": latent}[direction], cond
-        compiled = golden.jit(jax.grad(loss, (0, 1, 2))).lower(*at).compile()
+        compiled = compilation.jit(jax.grad(loss, (0, 1, 2))).lower(*at).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 
     assert temporaries("reversible", 16) < 1.05 * temporaries("reversible", 4)
-    for remat in ("none", "blocks"):
+    for remat in others:
         assert temporaries(remat, 16) > 1.5 * temporaries(remat, 4), remat

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import signal
@@ -21,12 +22,11 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from zmar_jax.checkpoint import CheckpointError
 from zmar_jax.cli import main
 from zmar_jax.config import PRESETS, Config, TrainConfig, load_config, override
-from zmar_jax.run import folder
-from zmar_jax.run.checkpoints import HARMLESS, RunCheckpoints
-from zmar_jax.weights import load_weights
+from zmar_jax.train.checkpoints import HARMLESS, RunCheckpoints
+from zmar_jax.weights import folder, load_weights
+from zmar_jax.weights.checkpoint import CheckpointError
 
 CONFIG = Config(model=PRESETS["tiny"], train=TrainConfig(keep=2))
 DATA = {"epoch": 1, "next": [3, 4]}
@@ -295,7 +295,7 @@ def test_earlier_damage_keeps_its_place(healthy: Path, tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 import test_run_checkpoints as tests
-from zmar_jax.run import folder
+from zmar_jax.weights import folder
 
 with tests.run(sys.argv[1]) as (checkpoints, _):
     checkpoints.save(1, tests.state_at(1), tests.DATA)
@@ -358,7 +358,7 @@ FILLS_UP = """
 import shutil, sys
 from pathlib import Path
 import test_run_checkpoints as tests
-from zmar_jax.checkpoint import CheckpointError
+from zmar_jax.weights.checkpoint import CheckpointError
 from zmar_jax.cli import main
 
 disk = Path(sys.argv[1])
@@ -426,7 +426,67 @@ def test_what_changes_no_number_may_change(healthy: Path, tmp_path: Path) -> Non
     other = override(CONFIG, [f"{key}={values.get(key, 5)}" for key in HARMLESS])
     with run(workdir, other) as (checkpoints, _):
         assert checkpoints.restore_latest(abstract()) is not None
+        checkpoints.save(3, state_at(3), DATA)
     assert load_config(workdir / "config.yaml") == other
+
+
+def test_the_same_pictures_may_be_named_by_another_path(tmp_path: Path) -> None:
+    """Whether they are the same, the loader knows by their fingerprint."""
+    here, there = (override(CONFIG, [f"data.folder={name}"]) for name in ("a", "../run/a"))
+    save_all(tmp_path, {1: None}, here)
+    with run(tmp_path, there) as (checkpoints, _):
+        assert checkpoints.restore_latest(abstract()) is not None
+    with pytest.raises(CheckpointError, match=r"data\.folder folder -> null"), run(tmp_path):
+        pass
+
+
+def accepting(workdir: Path, *settings: str) -> RunCheckpoints:
+    other = override(CONFIG, settings)
+    return RunCheckpoints(workdir, other, lambda _: None, accept_changes=True)
+
+
+def test_a_run_that_accepted_changes_and_saved_nothing_is_as_it_was(
+    healthy: Path, tmp_path: Path
+) -> None:
+    """As one that was killed before, or had nothing to do."""
+    workdir = shutil.copytree(healthy, tmp_path / "run")
+    before = (workdir / "config.yaml").read_bytes()
+    for _ in range(2):
+        with accepting(workdir, "train.learning_rate=1e-3") as checkpoints:
+            assert checkpoints.restore_latest(abstract()) is not None
+        assert (workdir / "config.yaml").read_bytes() == before
+        with run(workdir) as (checkpoints, _):
+            assert checkpoints.restore_latest(abstract()) is not None
+
+
+def test_accepted_changes_are_the_runs_from_their_first_save_on(
+    healthy: Path, tmp_path: Path
+) -> None:
+    workdir = shutil.copytree(healthy, tmp_path / "run")
+    with accepting(workdir, "train.learning_rate=1e-3") as checkpoints:
+        checkpoints.restore_latest(abstract())
+        checkpoints.save(3, state_at(3), DATA)
+    assert load_config(workdir / "config.yaml").train.learning_rate == 1e-3
+    with pytest.raises(CheckpointError, match=r"learning_rate 0\.001 -> 0\.0002"), run(workdir):
+        pass
+    # a process that was killed between the two files: the checkpoint counts
+    (workdir / "config.yaml").write_bytes((healthy / "config.yaml").read_bytes())
+    with pytest.raises(CheckpointError, match="choose another --workdir, or say"), run(workdir):
+        pass
+
+
+def test_no_accepted_change_can_change_the_arrays(healthy: Path, tmp_path: Path) -> None:
+    workdir = shutil.copytree(healthy, tmp_path / "run")
+    other = abstract().replace(ema=abstract().params)
+    message = (
+        r"2: cannot go on with train.ema null -> 0.9, as it has other arrays: ema/split, ema/whole;"
+        r" choose another --workdir, and name this run in train.init"
+    )
+    with accepting(workdir, "train.ema=0.9") as checkpoints:
+        with pytest.raises(CheckpointError, match=message):
+            checkpoints.restore_latest(other)
+        assert names(workdir) == ["checkpoints", "config.yaml"]
+    assert load_config(workdir / "config.yaml") == CONFIG
 
 
 def test_the_checkpoint_knows_better_than_an_edited_file(healthy: Path, tmp_path: Path) -> None:
@@ -455,6 +515,19 @@ def test_a_workdir_that_cannot_be(tmp_path: Path) -> None:
 # For whatever is not training.
 
 
+@contextlib.contextmanager
+def said_by_orbax() -> Iterator[list[str]]:
+    said: list[str] = []
+    handler, logger = logging.Handler(), logging.getLogger("absl")
+    handler.emit = lambda record: said.append(record.getMessage())
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.WARNING)
+    yield said
+    logger.setLevel(level)
+    logger.removeHandler(handler)
+
+
 def test_weights_of_a_run(tmp_path: Path) -> None:
     params, newer = golden.params("tiny", 0), golden.params("tiny", 1)
     average = jax.tree.map(lambda x: x + 1, params)
@@ -463,7 +536,9 @@ def test_weights_of_a_run(tmp_path: Path) -> None:
             3, {"params": params, "ema": average, "step": jnp.int32(3)}, DATA, {"psnr": 20}
         )
         checkpoints.save(5, {"params": newer, "ema": None, "step": jnp.int32(5)}, DATA)
-    best = load_weights(tmp_path / "run")
+    with said_by_orbax() as said:
+        best = load_weights(tmp_path / "run")
+    assert said == []
     assert best.config == CONFIG.model
     assert best.source == "moving average of step 3"
     assert bits(best.params) == bits(average)
@@ -504,7 +579,7 @@ import json, sys
 import jax
 jax.distributed.initialize(sys.argv[2], 2, int(sys.argv[3]))
 import test_run_checkpoints as tests
-from zmar_jax.run.stop import stop_signal
+from zmar_jax.train.stop import stop_signal
 
 assert jax.device_count() == 8
 state = tests.state_at(1)

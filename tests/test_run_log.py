@@ -16,11 +16,11 @@ import pytest
 from rich.console import Console
 from tensorboardX.proto import event_pb2
 
-from zmar_jax.checkpoint import CheckpointError
-from zmar_jax.images import read_photo
-from zmar_jax.run import log as module
-from zmar_jax.run.log import RunLog, panel
-from zmar_jax.run.stop import stop_signal
+from zmar_jax.imaging.images import read_photo
+from zmar_jax.train import log as module
+from zmar_jax.train.log import RunLog, panel
+from zmar_jax.train.stop import stop_signal
+from zmar_jax.weights.checkpoint import CheckpointError
 
 
 def console(terminal: bool = False) -> Console:
@@ -219,7 +219,7 @@ def test_a_workdir_that_cannot_be(tmp_path: Path) -> None:
 
 LOOP = """
 import itertools, time
-from zmar_jax.run.stop import stop_signal
+from zmar_jax.train.stop import stop_signal
 
 with stop_signal() as stop:
     print("running", flush=True)

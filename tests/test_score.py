@@ -19,7 +19,7 @@ from zmar_jax.data.masks import apply_mask, draw_mask
 from zmar_jax.evaluate import likelihood
 from zmar_jax.evaluate import network as evaluate_network
 from zmar_jax.evaluate.network import Network
-from zmar_jax.images import Photo, write_photo
+from zmar_jax.imaging.images import Photo, write_photo
 from zmar_jax.weights import BUNDLED, Weights, load_weights, save_weights
 
 """Or any other weights that restore darkened photographs, for this test: $ZMAR_JAX_TEST_WEIGHTS."""
@@ -41,7 +41,7 @@ def put(path: Path, seed: int) -> np.ndarray:
 
 def test_the_command_scores_folders_and_files(weights_file, tmp_path, capsys, monkeypatch):
     network = Network(load_weights(weights_file))
-    monkeypatch.setattr(evaluate_network, "Network", lambda weights: network)
+    monkeypatch.setattr(evaluate_network, "Network", lambda weights, **_: network)
     lows, gts = [], []
     for i, name in enumerate("ab"):
         lows.append(put(tmp_path / "low" / f"low_{name}.png", i))
@@ -68,9 +68,9 @@ def test_the_command_scores_folders_and_files(weights_file, tmp_path, capsys, mo
 
 def test_a_likelihood_that_is_not_finite_is_null(weights_file, tmp_path, capsys, monkeypatch):
     scores = {"a": 1.0, "b": float("inf"), "c": float("-inf")}
-    monkeypatch.setattr(likelihood, "find_pairs", lambda low, restored: [])
+    monkeypatch.setattr(likelihood, "find_pairs", lambda low, restored, tell: [])
     monkeypatch.setattr(likelihood, "score_pairs", lambda *_: scores)
-    monkeypatch.setattr(evaluate_network, "Network", lambda weights: None)
+    monkeypatch.setattr(evaluate_network, "Network", lambda weights, **_: None)
     places = ["--low", "low", "--restored", "restored", "-c", str(weights_file)]
     assert cli.main(["score", *places, "--json"]) == 0
     told = capsys.readouterr()

@@ -16,7 +16,7 @@ import pytest
 import training
 from jax.sharding import PartitionSpec
 
-from zmar_jax import sharding
+from zmar_jax.runtime import sharding
 
 HERE = Path(__file__).parent
 STEPS = 5

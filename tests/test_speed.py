@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from jax import lax
 
-from zmar_jax import compilation, ops
-from zmar_jax.config import ModelConfig
-from zmar_jax.conv import conv1, conv3, dense, dw3, winograd
-from zmar_jax.flow import Composed
-from zmar_jax.flow.coupling import ConditionProjection
+from zmar_jax import ops
+from zmar_jax.flow import Factored
+from zmar_jax.flow.condition import ConditionProjection, project_all
+from zmar_jax.kernels import conv1, conv3, dense, dw3, winograd
 from zmar_jax.models.attention import ZMA
+from zmar_jax.runtime import compilation
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("as_users_compile")]
 Array = jax.Array
 RNG = np.random.default_rng(0)
 
@@ -32,9 +32,7 @@ def normal(*shape: int) -> Array:
 
 def ratio(literal: Callable[..., Any], ours: Callable[..., Any], *args: Any) -> float:
     """Seconds of the first by seconds of the second, in turns, the fastest of 4 seconds each."""
-    # the other tests compile for less speed
-    options = compilation.cpu_options()
-    programs = [jax.jit(f, compiler_options=options) for f in (literal, ours)]
+    programs = [compilation.jit(f) for f in (literal, ours)]
     results = [jax.block_until_ready(program(*args)) for program in programs]
     for found, expected in zip(*map(jax.tree.leaves, results), strict=True):
         near = 1e-3 * min(float(jnp.abs(expected).max()), 1.0)
@@ -129,9 +127,9 @@ def test_square_sums() -> None:
     assert ratio(sums(ops._square_sum), sums(ops.square_sum), x, taps) > 1.1
 
 
-def test_composed_condition() -> None:
+def test_factored_condition() -> None:
     """The matrix that makes two thirds of fea_up2 in the projection's kernel, not in the pixels."""
-    projection = ConditionProjection(ModelConfig(flow_steps=4))
+    projection = ConditionProjection(4, 128)
     features, matrix = normal(1, 80, 80, 192), normal(96, 192)
     kernel = normal(3, 3, 288, 4, 128)
 
@@ -141,6 +139,7 @@ def test_composed_condition() -> None:
         return jnp.moveaxis(y.reshape(1, 80, 80, 4, 128), 3, 0)
 
     def ours(kernel: Array, features: Array, matrix: Array) -> Any:
-        return projection.apply({"params": {"kernel": kernel}}, Composed(features, matrix))
+        cond: Any = Factored(features, matrix)
+        return project_all(projection.apply({"params": {"kernel": kernel}}, cond), "float32")
 
     assert ratio(literal, ours, kernel, features, matrix) > 1.15

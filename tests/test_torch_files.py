@@ -75,15 +75,13 @@ def test_reads_a_bare_state_dict(tmp_path: Path, protocol: int) -> None:
 
 
 @pytest.mark.parametrize("byteorder", [b"little", b"big", None])
-@pytest.mark.parametrize("name", STORAGES)
-def test_every_dtype_in_both_byte_orders(
-    tmp_path: Path, name: str, byteorder: bytes | None
-) -> None:
-    array = np.array([0, 1, 1, 0], np.int8).astype(BF16 if name == "bfloat16" else name)
-    state, storages = state_of({"w": array})
-    if byteorder == b"big":
-        storages["0"] = array.byteswap().tobytes()
-    same(read_state_dict(put(tmp_path, pth(state, storages, byteorder))), {"w": array})
+def test_every_dtype_in_both_byte_orders(tmp_path: Path, byteorder: bytes | None) -> None:
+    for name in STORAGES:
+        array = np.array([0, 1, 1, 0], np.int8).astype(BF16 if name == "bfloat16" else name)
+        state, storages = state_of({"w": array})
+        if byteorder == b"big":
+            storages["0"] = array.byteswap().tobytes()
+        same(read_state_dict(put(tmp_path, pth(state, storages, byteorder))), {"w": array})
 
 
 @pytest.mark.parametrize("name", ["uint16", "uint32", "uint64"])
@@ -208,7 +206,7 @@ def test_paths_without_a_file(tmp_path: Path) -> None:
     assert "found no file" in error(tmp_path / "pipe")
     assert "cannot be opened" in error(tmp_path / ("x" * 300))
     assert weights_format(tmp_path) == "orbax"
-    assert "is a folder, as of an Orbax checkpoint" in error(tmp_path)
+    assert "is a folder, like an Orbax checkpoint" in error(tmp_path)
     (tmp_path / "data.pkl").touch()
     assert "is an unpacked .pth file" in error(tmp_path)
 
@@ -234,7 +232,7 @@ REFUSED = {
     "string": ({"w": tensor(W, (12,)), "note": "x"}, "found 'x' under 'note'"),
     "integer": ({"w": 3}, "found 3 under 'w'"),
     "nested string": ({"params": {"w\n\x1b[2J": "x"}}, r"under 'w\n\x1b[2J'"),
-    "unknown nest": ({"model": {"w": tensor(W, (12,))}}, "type dict under 'model'; save"),
+    "unknown nest": ({"mine": {"w": tensor(W, (12,))}}, "type dict under 'mine'; save"),
     "integer key": ({3: tensor(W, (12,))}, "under 3"),
     "float key": ({0.5: 1}, "a dict with the key an object of type float"),
     "tuple key": ({((),): 1}, "a dict with the key an object of type tuple"),
@@ -315,6 +313,8 @@ GOOD = pth(bad(W, (12,)), ONE)
         (pth(b"\x80\x02]X\1\0\0\0aK\1s.", ONE), "sets the key 'a' twice or outside a dict"),
         (pth(b"\x80\x02" + b"]" * (8 << 20), ONE), "has a data.pkl of 8388610 bytes"),
     ],
+    # files hold the time of day, by which two processes would not collect the same tests
+    ids=lambda value: "file" if isinstance(value, bytes) else None,
 )
 def test_damaged(tmp_path: Path, data: bytes, expected: str) -> None:
     assert expected in error(put(tmp_path, data))
@@ -367,16 +367,15 @@ def test_a_record_longer_than_stored(tmp_path: Path) -> None:
 # What would run, or take the machine's memory or time.
 
 
-@pytest.mark.parametrize("protocol", range(6))
 @pytest.mark.parametrize("nested", [False, True])
-def test_nothing_in_a_file_runs(tmp_path: Path, nested: bool, protocol: int) -> None:
+def test_nothing_in_a_file_runs(tmp_path: Path, nested: bool) -> None:
     marker = tmp_path / "marker"
     attack = Call(Name("os", "system"), (f"touch {marker}",))
     saved = {"optimizer": attack, "state_dict": bad(W, (12,))} if nested else attack
-    assert "the Python global 'os.system'" in error(
-        put(tmp_path, pth(pickled(saved, protocol), ONE))
-    )
-    assert not marker.exists()
+    for protocol in range(6):
+        file = put(tmp_path, pth(pickled(saved, protocol), ONE))
+        assert "the Python global 'os.system'" in error(file)
+        assert not marker.exists()
 
 
 @pytest.mark.parametrize(

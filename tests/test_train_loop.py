@@ -9,31 +9,36 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import golden
 import jax
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
+import training
 import yaml
 from PIL import Image
 
-from zmar_jax import cli
-from zmar_jax.config import Config, ConfigError, DataConfig, ModelConfig, TrainConfig, to_dict
+from zmar_jax import ZmarSNFlow, cli, ops
+from zmar_jax.config import PRESETS, Config, ConfigError, DataConfig, TrainConfig, to_dict
 from zmar_jax.data import DataError
-from zmar_jax.data.pipeline import Loader
-from zmar_jax.images import read_photo
+from zmar_jax.data.pipeline import Loader, make_loader
+from zmar_jax.imaging.images import read_photo
+from zmar_jax.runtime import compilation, processes
+from zmar_jax.runtime.processes import ProcessError
 from zmar_jax.torch_port import read_state_dict
 from zmar_jax.train import TrainingError, loop, train
-from zmar_jax.weights import load_weights, save_weights
+from zmar_jax.train.validation import Validator
+from zmar_jax.weights import Weights, load_weights, save_weights
 
 ROOT = Path(__file__).parents[1]
-STEPS = 6
-MODEL = ModelConfig(
-    dim=2, blocks=(1, 1, 1, 1), refinement_blocks=1, heads=(1, 1, 1, 1), flow_steps=1,
-    flow_additional_steps=1, flow_hidden=4,
-)  # fmt: skip
+STEPS = 4
+# the loop is the same for every model, and one without masks compiles faster
+MODEL = dataclasses.replace(training.MODEL, mask_attention=False)
 
 
 @pytest.fixture(scope="module")
@@ -50,16 +55,36 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Config:
     )  # fmt: skip
     recipe = TrainConfig(
         steps=STEPS, learning_rate=1e-3, warmup_steps=2, schedule="constant", ema=0.9, log_every=2,
-        validate_every=4, checkpoint_every=3, keep=10,
+        validate_every=3, checkpoint_every=4, keep=10,
     )  # fmt: skip
     return Config(model=MODEL, data=data, train=recipe)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _shared_programs() -> Iterator[None]:
+    with training.shared_programs():
+        yield
+
+
 @pytest.fixture(scope="module")
-def whole(config: Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def validated() -> list[dict[str, bytes]]:
+    """The weights that the run `whole` validated."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def whole(config: Config, tmp_path_factory: pytest.TempPathFactory, validated) -> Path:
     """The workdir of a run that nothing interrupted."""
+
+    def watched(validator: Validator, params: Any) -> Any:
+        validated.append(flat(params))
+        return validate(validator, params)
+
+    validate = Validator.__call__
     workdir = tmp_path_factory.mktemp("runs") / "whole"
-    assert train(config, workdir) == STEPS
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Validator, "__call__", watched)
+        assert train(config, workdir) == STEPS
     return workdir
 
 
@@ -68,10 +93,17 @@ def changed(config: Config, **recipe: Any) -> Config:
 
 
 def leaves(workdir: Path, step: int = STEPS) -> dict[str, bytes]:
+    return flat(saved(workdir, step))
+
+
+def saved(workdir: Path, step: int) -> Any:
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        tree = checkpointer.restore((workdir / "checkpoints" / str(step) / "state").absolute())
-    flat, _ = jax.tree.flatten_with_path(tree)
-    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in flat}
+        return checkpointer.restore((workdir / "checkpoints" / str(step) / "state").absolute())
+
+
+def flat(tree: Any) -> dict[str, bytes]:
+    found, _ = jax.tree.flatten_with_path(tree)
+    return {jax.tree_util.keystr(path): np.asarray(leaf).tobytes() for path, leaf in found}
 
 
 def records(workdir: Path) -> list[dict[str, Any]]:
@@ -95,17 +127,24 @@ class _Stop:
 
 def test_what_a_run_writes(whole: Path) -> None:
     found = records(whole)
-    assert [r["step"] for r in found if "loss" in r] == [2, 4, 6]
-    assert [r["step"] for r in found if "val_psnr" in r] == [1, 4, 6]
+    assert [r["step"] for r in found if "loss" in r] == [2, 4]
+    assert [r["step"] for r in found if "val_psnr" in r] == [1, 3, 4]
     assert all(0 < r["val_psnr"] < 60 and r["val_psnr_input"] > 0 for r in found if "val_psnr" in r)
     logged = next(r for r in found if "loss" in r)
     expected = {"loss", "nll", "bits_per_dim", "grad_norm", "learning_rate", "scale_min"}
     expected |= {"condition_max", "log_det_min", "skipped", "images_per_second", "memory_bytes"}
     assert expected <= logged.keys()
-    panel = read_photo(whole / "panels" / "000006.png").rgb
+    panel = read_photo(whole / "panels" / f"{STEPS:06}.png").rgb
     assert panel.shape == (4 * 32 + 3 * 4, 3 * 40 + 2 * 4, 3)
     assert list((whole / "tensorboard").iterdir())
     assert (whole / "config.yaml").exists()
+
+
+def test_validation_scores_the_moving_average(whole: Path, validated) -> None:
+    found = leaves(whole)
+    assert len(validated) == 3
+    assert validated[-1] == {key: found[f"['ema']{key}"] for key in validated[-1]}
+    assert validated[-1] != {key: found[f"['params']{key}"] for key in validated[-1]}
 
 
 @pytest.mark.slow
@@ -116,19 +155,54 @@ def test_training_lowers_the_loss(config: Config, tmp_path: Path) -> None:
     assert np.mean(nll[-3:]) < np.mean(nll[:3]) - 0.5
 
 
-@pytest.mark.parametrize("at", [pytest.param(1, marks=pytest.mark.slow), 3])
-def test_a_stopped_run_goes_on_bit_for_bit(config, whole, tmp_path, monkeypatch, at) -> None:
-    with monkeypatch.context() as patch:
-        stop_after(patch, at)
-        assert train(config, tmp_path) == at
-    assert train(config, tmp_path) == STEPS
-    assert leaves(tmp_path) == leaves(whole)
+@pytest.fixture(scope="module")
+def stopped(config: Config, whole: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The workdir of the same run, stopped after its first two steps."""
+    workdir = tmp_path_factory.mktemp("runs") / "stopped"
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(patch, 2)
+        assert train(config, workdir) == 2
+    return workdir
+
+
+def test_a_stopped_run_goes_on_bit_for_bit(config, whole, stopped, tmp_path) -> None:
+    run = shutil.copytree(stopped, tmp_path / "run")
+    assert train(config, run) == STEPS
+    assert leaves(run) == leaves(whole)
     timed = ("seconds", "memory", "per_second")
     found, expected = (
         [{k: v for k, v in r.items() if not any(t in k for t in timed)} for r in records(w)]
-        for w in (tmp_path, whole)
+        for w in (run, whole)
     )
     assert [r for r in found if "loss" in r] == [r for r in expected if "loss" in r]
+
+
+def test_a_step_of_four_devices_is_that_of_one(config, stopped) -> None:
+    """The loss, and its slope along what Adam took for the gradient, of the whole batch."""
+    loader = make_loader(config.data, "train")
+    next(loader)
+    batch = next(loader)
+    rng = jax.random.fold_in(jax.random.key(config.train.seed), 1)
+
+    @compilation.jit
+    def mean_nll(params: Any, low: jax.Array, gt: jax.Array) -> jax.Array:
+        noise = jax.random.uniform(jax.random.fold_in(rng, 1), gt.shape) - 0.5
+        inputs = ops.to_unit(gt), *ops.network_input(low), noise
+        return ZmarSNFlow(config.model).apply({"params": params}, *inputs, method="nll").mean()
+
+    def loss(params: Any) -> float:
+        return float(mean_nll(params, batch["low"], batch["gt"]))
+
+    params = saved(stopped, 1)["params"]
+    mean = optax.tree.get(saved(stopped, 2)["opt_state"], "mu")
+    (record,) = [r for r in records(stopped) if "loss" in r]
+    np.testing.assert_allclose(record["loss"], loss(params), rtol=1e-5)
+    length = np.sqrt(sum(np.vdot(leaf, leaf) for leaf in jax.tree.leaves(mean)))
+    ends = [
+        loss(jax.tree.map(lambda p, m, e=eps: np.float32(p + e * m / length), params, mean))
+        for eps in (1e-2, -1e-2)
+    ]
+    np.testing.assert_allclose(record["grad_norm"], (ends[0] - ends[1]) / 2e-2, rtol=1e-2)
 
 
 def test_the_last_step_has_scores_though_only_a_checkpoint_is_due(config, whole) -> None:
@@ -140,20 +214,21 @@ def test_the_last_step_has_scores_though_only_a_checkpoint_is_due(config, whole)
 def test_a_finished_run_says_so_and_changes_nothing(config, whole, capsys) -> None:
     before = leaves(whole)
     assert train(config, whole) == STEPS
-    assert "all 6 steps are trained; for more" in capsys.readouterr().err
+    assert f"all {STEPS} steps are trained; for more" in capsys.readouterr().err
     assert leaves(whole) == before
 
 
-def test_a_damaged_checkpoint_costs_only_its_steps(config, whole, tmp_path, monkeypatch, capfd):
-    with monkeypatch.context() as patch:
-        stop_after(patch, 4)
-        train(config, tmp_path)
-    files = (tmp_path / "checkpoints" / "4" / "state").rglob("*")
+def test_a_damaged_checkpoint_costs_only_its_steps(config, whole, tmp_path, capfd):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    files = (run / "checkpoints" / str(STEPS) / "state").rglob("*")
     largest = max((f for f in files if f.is_file()), key=lambda f: f.stat().st_size)
     largest.write_bytes(largest.read_bytes()[:-1])
-    assert train(config, tmp_path) == STEPS
-    assert "damaged" in capfd.readouterr().err
-    assert leaves(tmp_path) == leaves(whole)
+    assert train(config, run) == STEPS
+    error = capfd.readouterr().err
+    assert "damaged" in error
+    assert "resumed at step 3" in error
+    assert leaves(run) == leaves(whole)
 
 
 def test_another_configuration_is_refused(config, whole) -> None:
@@ -180,13 +255,25 @@ def test_other_pictures_are_refused(config, whole, tmp_path) -> None:
     other = dataclasses.replace(config, data=data)
     with pytest.raises(ValueError, match="not those that this run was begun with"):
         train(other, whole, accept_changes=True)
+    data = dataclasses.replace(config.data, val_folder=str(tmp_path))
+    with pytest.raises(ValueError, match="the validation pictures are not those"):
+        train(dataclasses.replace(config, data=data), whole)
 
 
-def test_a_run_that_saved_nothing_may_begin_otherwise(config, tmp_path) -> None:
+def test_hosts_must_see_the_same_pictures(config, tmp_path, monkeypatch) -> None:
+    """Another host, which says the same but of its pictures."""
+    ours = make_loader(config.data, "train").pictures
+    monkeypatch.setattr(processes, "gather", lambda text: [text, text.replace(ours, "others")])
+    with pytest.raises(ProcessError, match=r"do not see the same training data: .*others"):
+        train(config, tmp_path)
+
+
+def test_a_run_that_saved_nothing_may_begin_otherwise(config, tmp_path, monkeypatch) -> None:
     data = dataclasses.replace(config.data, folder="/nowhere")
     with pytest.raises(ValueError, match="/nowhere"):
         train(dataclasses.replace(config, data=data), tmp_path)
-    assert train(changed(config, steps=1), tmp_path) == 1
+    stop_after(monkeypatch, 0)
+    assert train(config, tmp_path) == 0
 
 
 @pytest.mark.parametrize("fsdp", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -194,43 +281,45 @@ def test_a_run_begins_from_weights(
     config: Config, whole: Path, tmp_path: Path, fsdp: int, capsys
 ) -> None:
     """They are those after the first step, which only initialises; later starts need them not."""
-    weights = load_weights(whole)
-    exposed = dataclasses.replace(weights.config, white_point=1.0)
-    save_weights(tmp_path / "weights", dataclasses.replace(weights, config=exposed))
-    begun = changed(config, init=str(tmp_path / "weights"), steps=1, fsdp=fsdp)
+    weights, file = load_weights(whole), tmp_path / "weights.safetensors"
+    exposed = dataclasses.replace(weights.config, brightness=0.3, mask_threshold=0.9)
+    save_weights(file, dataclasses.replace(weights, config=exposed))
+    begun = changed(config, init=str(file), steps=1, fsdp=fsdp)
     train(begun, tmp_path / "run")
-    assert "saw pictures with white_point 1.0, this run has 0.0" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "is a model with brightness 0.3, this run has 0.0" in said
+    assert "is a model with mask_threshold 0.9, this run has 0.2" in said
     found = leaves(tmp_path / "run", 1)
-    expected, _ = jax.tree.flatten_with_path(load_weights(whole).params)
+    expected, _ = jax.tree.flatten_with_path(weights.params)
     for path, leaf in expected:
         for part in ("params", "ema"):
             name = f"['{part}']{jax.tree_util.keystr(path)}"
             assert found[name] == np.asarray(leaf).tobytes(), name
-    shutil.rmtree(tmp_path / "weights")
+    file.unlink()
     assert train(begun, tmp_path / "run") == 1
 
 
 def test_crops_are_exposed_as_the_model_expects(config, tmp_path, monkeypatch) -> None:
-    def make_loader(*_: object, white_point: float = 0.0) -> None:
-        raise DataError(f"exposed to {white_point}")
+    def make_loader(*_: object, brightness: float = 0.0, **__: object) -> None:
+        raise DataError(f"exposed to {brightness}")
 
     monkeypatch.setattr(loop, "make_loader", make_loader)
-    exposed = dataclasses.replace(config.model, white_point=0.5)
+    exposed = dataclasses.replace(config.model, brightness=0.5)
     with pytest.raises(DataError, match=r"exposed to 0\.5"):
         train(dataclasses.replace(config, model=exposed), tmp_path)
 
 
-def test_weights_of_another_model_are_no_beginning(config: Config, whole: Path, tmp_path) -> None:
-    wider = dataclasses.replace(config.model, flow_hidden=6)
-    other = dataclasses.replace(changed(config, init=str(whole)), model=wider)
-    with pytest.raises(ConfigError, match=rf"{whole}: .* \(flow_hidden: 4, not 6\)"):
-        train(other, tmp_path / "run")
+def test_weights_of_another_model_are_no_beginning(config: Config, tmp_path: Path) -> None:
+    file, tiny = tmp_path / "tiny.safetensors", PRESETS["tiny"]
+    save_weights(file, Weights(golden.params("tiny", 0), tiny, "safetensors", 0, 0, ()))
+    with pytest.raises(ConfigError, match=rf"{file}: .*\(dim: 8, not 2; .*flow_hidden: 64, not 4"):
+        train(changed(config, init=str(file)), tmp_path / "run")
 
 
 @pytest.mark.slow
 def test_a_poisoned_batch_changes_nothing_but_counters(config, tmp_path, monkeypatch) -> None:
     poison(monkeypatch, {4})
-    assert train(changed(config, checkpoint_every=1), tmp_path) == STEPS
+    assert train(changed(config, steps=6, checkpoint_every=1), tmp_path) == 6
     before, after = (leaves(tmp_path, step) for step in (4, 5))
     changed_keys = {key for key in before if before[key] != after[key]}
     assert {key for key in changed_keys if "params" in key or "opt_state" in key} == set()
@@ -311,7 +400,7 @@ def test_bad_input_is_one_clear_line(yaml_file, tmp_path, capsys, extra, message
 
 
 def start(yaml_file: Path, workdir: Path, *settings: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "zmar_jax.cli", "train", "--config", str(yaml_file)]
+    command = [sys.executable, "-m", "zmar_jax", "train", "--config", str(yaml_file)]
     environment = os.environ | {"XLA_FLAGS": ""}
     return subprocess.Popen(
         [*command, "--workdir", str(workdir), *settings],
@@ -337,12 +426,16 @@ def test_sigterm_saves_and_ends_well(yaml_file: Path, tmp_path: Path) -> None:
     assert max(saved) >= records(workdir)[-1]["step"] > 1
 
 
-def two_processes(yaml_file: Path, workdir: Path, *settings: str) -> list[subprocess.Popen[str]]:
+def two_processes(
+    yaml_file: Path, workdir: Path, *settings: str, second: tuple[str, ...] = ()
+) -> list[subprocess.Popen[str]]:
+    """The command on two hosts; `second` are settings of the second one alone."""
     with socket.socket() as s:
         s.bind(("localhost", 0))
         port = s.getsockname()[1]
     joined = ["--coordinator", f"localhost:{port}", "--processes", "2", "--process"]
-    return [start(yaml_file, workdir, *settings, *joined, str(i)) for i in range(2)]
+    own = ((), second)
+    return [start(yaml_file, workdir, *settings, *own[i], *joined, str(i)) for i in range(2)]
 
 
 @pytest.mark.slow
@@ -354,6 +447,34 @@ def test_two_processes_train_as_one(yaml_file: Path, whole: Path, tmp_path: Path
     assert "2 process(es)" in errors[0]
     losses = [[r["loss"] for r in records(w) if "loss" in r] for w in (tmp_path / "run", whole)]
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("second", "messages"),
+    [
+        (
+            "train.learning_rate=0.1",
+            ["not see the same train.learning_rate: 0.001 in process 0, 0.1 in process 1"] * 2,
+        ),
+        ("data.masks.source=MASKS/b", ["same masks: "] * 2),
+        ("data.folder=/nowhere", ["process 1: /nowhere", "error: /nowhere"]),
+    ],
+)
+def test_what_one_host_has_alone_ends_both(yaml_file, tmp_path, second, messages) -> None:
+    for name, lost in (("a", 4), ("b", 5)):
+        mask = Image.new("L", (16, 16))
+        mask.paste(255, (0, 0, lost, lost))
+        (tmp_path / name).mkdir()
+        mask.save(tmp_path / name / "mask.png")
+    masks = f"data.masks.source={tmp_path / 'a'}"
+    own = second.replace("MASKS", str(tmp_path))
+    both = two_processes(yaml_file, tmp_path / "run", masks, second=(own,))
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [1, 1], errors
+    for error, message in zip(errors, messages, strict=True):
+        assert message in error
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
 @pytest.mark.slow

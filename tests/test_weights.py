@@ -10,9 +10,17 @@ import pytest
 
 from zmar_jax import torch_port
 from zmar_jax.config import PRESETS
-from zmar_jax.sample import sample
+from zmar_jax.data.sample import sample
 from zmar_jax.torch_port import WeightsError
-from zmar_jax.weights import BUNDLED, Weights, load_weights, parameter_counts, save_weights
+from zmar_jax.weights import (
+    BUNDLED,
+    Weights,
+    folder,
+    load_weights,
+    parameter_counts,
+    run,
+    save_weights,
+)
 
 TINY = Weights(golden.params("tiny", 0), PRESETS["tiny"], "safetensors", 0, 0, ())
 
@@ -40,6 +48,12 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load_weights("~none.pth")
 
 
+def test_the_bundled_weights_have_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bundled").mkdir()  # does not hide them
+    assert load_weights(Path("bundled")).checksum == load_weights().checksum
+
+
 def test_what_half_precision_cannot_hold_is_not_written(tmp_path: Path) -> None:
     params = jax.tree.map(lambda leaf: np.full_like(leaf, 7e4), TINY.params)
     with pytest.raises(WeightsError, match=r"\S+ has values beyond float16, of up to 7e\+04"):
@@ -57,11 +71,11 @@ def test_an_orbax_directory_is_not_compact(tmp_path: Path) -> None:
 
 def test_the_bundled_weights_are_small() -> None:
     weights = load_weights()
-    assert BUNDLED.stat().st_size <= 5_000_000
-    assert parameter_counts(weights.config)[-1][1] <= 2_000_000
-    assert weights.dtypes == ("float16", "float32")  # of all parameters, and of the white point
+    assert BUNDLED.stat().st_size <= 10_000_000
+    assert parameter_counts(weights.config)[-1][1] <= 5_000_000
+    assert weights.dtypes == ("float16", "float32")  # of all parameters, and of the brightness
     assert weights.config.mask_attention
-    assert weights.config.white_point == 1.0
+    assert weights.config.brightness == 0.34
 
 
 def test_the_sample_is_dark_and_has_lost_pixels() -> None:
@@ -70,3 +84,17 @@ def test_the_sample_is_dark_and_has_lost_pixels() -> None:
     assert 0.1 < (low == 0).all(-1).mean() < 0.5
     assert low.mean() < 0.5 * gt.mean()
     np.testing.assert_array_equal(low, sample()[0])
+
+
+def test_the_checkpoints_of_a_run_are_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in ("5", "10"):
+        (tmp_path / "run" / "checkpoints" / step).mkdir(parents=True)
+        (tmp_path / "run" / "checkpoints" / step / folder.DIGESTS).write_text("{}")
+    (tmp_path / "none").mkdir()
+    assert not folder.is_run(tmp_path / "none")
+    monkeypatch.setattr(run, "_read", lambda path: ({}, PRESETS["tiny"], "weights"))
+    for path in ("run", "run/checkpoints", "run/checkpoints/10"):
+        assert folder.is_run(tmp_path / path)
+        assert run.load_run(tmp_path / path)[2] == "weights of step 10"

@@ -5,11 +5,10 @@ python train_worker.py OUT [COORDINATOR PROCESSES PROCESS]
 
 import sys
 
-import golden
 import jax
 import numpy as np
 
-from zmar_jax import compilation, sharding
+from zmar_jax.runtime import compilation, sharding
 
 
 def main(out: str, *joined: str) -> None:
@@ -17,7 +16,7 @@ def main(out: str, *joined: str) -> None:
         sharding.initialize_distributed(joined[0], int(joined[1]), int(joined[2]))
     import training  # makes a key: nothing may use JAX before the processes have joined
 
-    compilation._options = lambda backend: golden.QUICK
+    compilation.LLVM_LEVEL = 0
     first, _, losses = training.trained_on(sharding.make_mesh(), training.config(), 5)
     if jax.process_index() == 0:
         np.savez(out, *jax.tree.leaves(first), losses=losses, devices=jax.device_count())

@@ -1,21 +1,24 @@
 """A model small enough to train in tests, and runs of it."""
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import numpy as np
+import pytest
 
-from zmar_jax import compilation, sharding
 from zmar_jax.config import Config, ModelConfig, TrainConfig
-from zmar_jax.state import TrainState, create_sharded_state, create_state, state_of
-from zmar_jax.train import compile_steps, init_step, train_step
+from zmar_jax.runtime import compilation, sharding
+from zmar_jax.train import compile_steps, init_step, loop, train_step
+from zmar_jax.train.state import TrainState, create_sharded_state, create_state, state_of
 
 MODEL = ModelConfig(
     dim=2,
-    blocks=(1, 1, 1, 1),
+    blocks=(1, 1, 1),  # two levels are enough, and compile faster than three
     refinement_blocks=1,
-    heads=(1, 1, 1, 1),
+    heads=(1, 1, 1),
     flow_additional_steps=1,
     flow_steps=1,
     flow_hidden=4,
@@ -99,3 +102,29 @@ def apart(found: Any, expected: Any) -> float:
         jax.tree.map(np.asarray, expected),
     )
     return max(jax.tree.leaves(errors))
+
+
+@contextlib.contextmanager
+def shared_programs() -> Iterator[None]:
+    """Runs of the same recipe share their programs, as each start traces them for seconds."""
+    steps: dict[Any, Any] = {}
+    compiled: dict[Any, Any] = {}
+    compile = sharding.Program.compile
+
+    def compile_once(program: sharding.Program, *args: Any, **options: Any) -> Any:
+        if program not in compiled:
+            compiled[program] = compile(program, *args, **options)
+        return compiled[program]
+
+    def steps_once(state: TrainState, mesh: Any) -> Any:
+        leaves, structure = jax.tree.flatten(state)
+        key = structure, tuple((leaf.shape, leaf.sharding) for leaf in leaves), mesh
+        if key not in steps:
+            steps[key] = compile_steps(state, mesh)
+        return steps[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "compile_steps", steps_once)
+        patch.setattr(loop, "Validator", functools.cache(loop.Validator))
+        patch.setattr(sharding.Program, "compile", compile_once)
+        yield

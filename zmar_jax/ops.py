@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 
 Array = jax.Array
 
@@ -41,7 +42,7 @@ def in_float32(form: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def network_input(image: Any) -> tuple[Array, Array]:
-    """What the encoder reads (SPEC section 1).
+    """What the encoder reads (model.md section 1).
 
     Args:
       image: [B, H, W, 3] RGB, an unsigned integer type (its full range) or float in [0, 1].
@@ -65,9 +66,17 @@ def to_unit(image: Any) -> Array:
     """Any image as float32 in [0, 1]: unsigned integers are divided by their largest value.
 
     Raises:
-      ValueError: signed integers, whose range says nothing.
+      ValueError: signed integers, whose range says nothing; floats far outside of [0, 1], where
+        they are known, which they are not inside `jax.jit`.
     """
     x = jnp.asarray(image)
+    if jnp.issubdtype(x.dtype, jnp.floating) and x.size and not isinstance(x, Tracer):
+        low, high = float(x.min()), float(x.max())
+        if low < -0.5 or high > 1.5:
+            raise ValueError(
+                f"expected floats in [0, 1], got {low:.4g} to {high:.4g}; divide by the value of "
+                "white, or give uint8"
+            )
     if not jnp.issubdtype(x.dtype, jnp.floating):
         if not jnp.issubdtype(x.dtype, jnp.unsignedinteger):
             raise ValueError(f"expected unsigned integers or floats in [0, 1], got {x.dtype}")
@@ -114,9 +123,9 @@ def pad_to_multiple(x: Array, multiple: int, axes: Sequence[int] = (1, 2)) -> Ar
 
 
 def shrink(x: Array, factor: int) -> Array:
-    """Bilinear resize to 1/factor (2, 4 or 8), half-pixel centres, no antialiasing.
+    """Bilinear resize to 1/factor (a power of 2), half-pixel centres, no antialiasing.
 
-    At these factors that is the mean of the centre 2x2 of each factor x factor (SPEC section 3).
+    That is the mean of the centre 2x2 of each factor x factor (model.md section 3).
     """
     b, h, w, c = x.shape
     low = factor // 2 - 1
@@ -124,19 +133,19 @@ def shrink(x: Array, factor: int) -> Array:
     return x[:, :, low : low + 2, :, low : low + 2].mean((2, 4))
 
 
-def level_masks(mask: Array, grid: int = 4, threshold: float = 0.2) -> tuple[Array, Array, Array]:
-    """The masks of encoder levels 1, 2 and 3, padded to multiples of `grid` (SPEC section 2).
+def level_masks(mask: Array, levels: int, grid: int = 4, threshold: float = 0.2) -> list[Array]:
+    """Masks of the encoder's levels, from 1, padded to multiples of `grid` (model.md section 2).
 
     Args:
-      mask: [B, H, W, 1], H and W multiples of 8.
+      mask: [B, H, W, 1], H and W multiples of 2**levels.
     """
-    half, quarter = ((shrink(mask, f) > threshold).astype(mask.dtype) for f in (2, 4))
-    m1, m2, m3 = (pad_to_multiple(m, grid) for m in (mask, half, quarter))
-    return m1, m2, m3
+    factors = [2**level for level in range(1, levels)]
+    smaller = [(shrink(mask, f) > threshold).astype(mask.dtype) for f in factors]
+    return [pad_to_multiple(m, grid) for m in (mask, *smaller)]
 
 
 def cell_attention(mask: Array, grid: int) -> Array:
-    """A = softmax(M M^T) of the mask's grid x grid cells (SPEC section 2, ZMA steps 3 and 4).
+    """A = softmax(M M^T) of the mask's grid x grid cells (model.md section 2, ZMA steps 3 and 4).
 
     Args:
       mask: [B, H, W, 1], H and W multiples of `grid`.

@@ -1,1 +1,4 @@
-"""Timings of the project's programs on the machine at hand."""
+"""What the project's programs take: timed here, counted, or compiled for devices not there.
+
+Imports: config, data, models, restore, runtime, torch_port, train.
+"""

@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from zmar_jax import sharding
+from zmar_jax.benchmark.cost import matrix_multiply_adds
+from zmar_jax.benchmark.hlo import Collective, read_program
+from zmar_jax.benchmark.topology import Slice, devices
 from zmar_jax.config import Config
-from zmar_jax.cost import matrix_multiply_adds
-from zmar_jax.hlo import Collective, read_program
 from zmar_jax.models import ZmarSNFlow
-from zmar_jax.state import abstract_state
-from zmar_jax.topology import Slice, devices
+from zmar_jax.runtime import compilation, sharding
+from zmar_jax.runtime.stop import stop_if_asked
 from zmar_jax.train import compile_steps, train_step
+from zmar_jax.train.state import abstract_state
 
 Task = Literal["train", "inverse"]
 Say = Callable[[str], None]
@@ -32,7 +33,7 @@ class Compiled:
 
     A device is a chip, but one of two cores on v4. `hbm`, what arguments, results and XLA's
     temporaries take, and `hbm_free` are bytes. `flops` are those of bfloat16 products, six for one
-    of float32. `hbm_traffic` is bytes a run (`hlo.Program.traffic`). `compute_seconds`,
+    of float32. `hbm_traffic` is bytes a run (`hlo.ProgramCost.traffic`). `compute_seconds`,
     `memory_seconds` and `collective_seconds` are what these take at the chip's peaks; `seconds`
     is the longest of the three: a bound for this code, as no other code was compiled.
     `estimated_seconds` are the cycles of XLA's cost model, without collectives.
@@ -80,7 +81,7 @@ def compile_for(task: Task, config: Config, target: Slice, effort: float = 0.0) 
     sharding.check_batch(config.data.batch_size, config.train.accumulate, mesh)
     fn, program, args = (_train if task == "train" else _inverse)(config, mesh)
     flops = 2 * matrix_multiply_adds(fn, *args)[1] / mesh.size
-    options = {"exec_time_optimization_effort": effort} if effort else None
+    options = compilation.effort_options(effort)
     start = time.perf_counter()
     try:
         compiled = program.compile(*args, options=options)
@@ -90,6 +91,7 @@ def compile_for(task: Task, config: Config, target: Slice, effort: float = 0.0) 
         used = re.search(r"Used \S+ of \S+ hbm", str(e))
         raise TooLarge(used[0] if used else str(e).splitlines()[0]) from e
     seconds = time.perf_counter() - start
+    stop_if_asked()
     return _report(task, config, target, effort, flops, compiled, seconds)
 
 
@@ -141,10 +143,10 @@ def largest_batch(
 ) -> int:
     """The largest batch that fits the slice, a multiple of its devices, by bisection.
 
-    Where to look first follows from a compilation of half the batch: memory grows with the batch
-    by what the two differ in. Each further compilation, at that guess, then beyond what fits and at
-    the middle of what is left, says whether that batch fits; the search ends when one does and the
-    next does not.
+    The first guess takes memory to grow linearly with the batch, as between `first` and a
+    compilation of half of it. Each further compilation tells whether one more batch fits: the
+    guess, then a larger one while it fits, then the middle between the largest that fits and the
+    smallest that does not. The search ends when these two are neighbours.
 
     Args:
       first: `compile_for`'s result for the batch in `config`.
@@ -213,7 +215,8 @@ def _inverse(config: Config, mesh: Any) -> tuple[Any, sharding.Program, tuple[An
         params = sharding.constrain(params, sharding.REPLICATED)
         return model.apply({"params": params}, z, lr, mask, method="inverse")
 
-    z = _image(config, mesh, 192, jnp.float32, factor=8)
+    sizes = config.model
+    z = _image(config, mesh, sizes.latent_channels, jnp.float32, sizes.stride)
     lr, mask = (_image(config, mesh, channels, jnp.float32) for channels in (3, 1))
     program = sharding.jit(inverse, mesh, out_shardings=NamedSharding(mesh, sharding.BATCH))
     return inverse, program, (params, z, lr, mask)

@@ -11,10 +11,12 @@ import numpy as np
 
 from zmar_jax.config import DataConfig
 from zmar_jax.data.cache import open_cache
-from zmar_jax.data.degrade import darken
+from zmar_jax.data.degrade import darken_picture
+from zmar_jax.data.examples import Examples
 from zmar_jax.data.masks import draw_mask, load_masks
 from zmar_jax.data.pictures import pictures
-from zmar_jax.data.pipeline import Examples, make_loader
+from zmar_jax.data.pipeline import make_loader
+from zmar_jax.runtime.stop import stop_if_asked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,24 +39,26 @@ class DataBenchmark:
     shares: dict[str, float]
 
 
-def benchmark_data(config: DataConfig, seconds: float, white_point: float = 0.0) -> DataBenchmark:
+def benchmark_data(config: DataConfig, seconds: float, brightness: float = 0.0) -> DataBenchmark:
     """Loads training batches for about `seconds`, then times the steps of single crops.
 
     Args:
-      white_point: as of `make_loader`.
+      brightness: as for `make_loader`.
 
     Raises:
       DataError: as `make_loader`.
     """
-    loader = make_loader(config, "train", white_point=white_point)
+    loader = make_loader(config, "train", brightness=brightness)
     for _ in range(2 * config.workers + 2):  # the workers start, and fill their buffers
         next(loader)
     batches, start = 0, time.perf_counter()
     while (elapsed := time.perf_counter() - start) < seconds:
+        stop_if_asked()
         next(loader)
         batches += 1
     found = pictures(config, "train")
-    cache = open_cache(found, config.data_dir, config.crop, lambda *_: None)
+    leave_out = (lambda text: None) if config.skip_broken else None  # the loader has told
+    cache = open_cache(found, config.data_dir, config.crop, lambda *_: None, leave_out)
     count = min(len(found.ids), 10)
     decode = _seconds(lambda i: found.read(i % len(found.ids)), count)
     speed = batches * config.batch_size / elapsed
@@ -66,7 +70,7 @@ def benchmark_data(config: DataConfig, seconds: float, white_point: float = 0.0)
         per_worker=speed / max(config.workers, 1),
         decode_ms=1000 * decode,
         cache_bytes=os.path.getsize(Path(cache.folder) / "pixels.bin"),
-        shares=_shares(Examples(config, cache, load_masks(config.masks), white_point)),
+        shares=_shares(Examples(config, cache, load_masks(config.masks), brightness)),
     )
 
 
@@ -86,9 +90,9 @@ def _shares(examples: Examples, count: int = 100) -> dict[str, float]:
         ),
     }
     if examples.darkens:
-        parts["darkening"] = lambda i: darken(crop, i, config.darken)
-    if examples.white_point:
-        parts["white point"] = lambda i: examples.gain_of(i % len(cache), i)
+        parts["darkening"] = lambda i: darken_picture(crop, i, config.darken)
+    if examples.brightness:
+        parts["exposure"] = lambda i: examples.exposure(i % len(cache), i)
     whole = _seconds(lambda i: examples.crop(i % len(cache), np.random.default_rng(i)), count)
     return {name: _seconds(part, count) / whole for name, part in parts.items()}
 

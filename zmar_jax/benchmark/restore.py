@@ -7,16 +7,18 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
+from zmar_jax import torch_port
+from zmar_jax.benchmark.cost import restore_multiply_adds
+from zmar_jax.benchmark.weights import random_state_dict
 from zmar_jax.config import ModelConfig
-from zmar_jax.cost import peak_memory, restore_multiply_adds
-from zmar_jax.models import param_shapes
-from zmar_jax.restore import Restorer
+from zmar_jax.restore.restorer import Restorer
+from zmar_jax.runtime.memory import peak_memory
+from zmar_jax.runtime.stop import stop_if_asked
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class Timing:
     """One compiled program: seconds of the fastest run, seconds to compile, what it takes.
 
     `temporaries` is XLA's own count of scratch memory, bytes; `multiply_adds` of one run.
@@ -34,7 +36,7 @@ class RestoreBenchmark:
     """`benchmark_restore`'s result; `peak_memory` is the process's, bytes."""
 
     size: tuple[int, int]
-    parts: tuple[Part, ...]
+    parts: tuple[Timing, ...]
     peak_memory: int
     device: str
 
@@ -48,16 +50,16 @@ def benchmark_restore(
 ) -> RestoreBenchmark:
     """Times encoder and flow for one image, batch 1.
 
-    Height and width are padded to multiples of 8, as restoring does.
+    Height and width are padded to multiples of the stride, as restoring does.
 
     Raises:
       MemoryLimitError: such a picture does not fit into memory.
     """
-    height, width = height + -height % 8, width + -width % 8
+    height, width = restorer.config.padded(height, width)
     programs = restorer.programs(height, width)
     rng = np.random.default_rng(0)
     image = rng.integers(0, 60, (1, height, width, 3), np.uint8)
-    z = np.zeros((1, height // 8, width // 8, 192), np.float32)
+    z = np.zeros((1, *restorer.config.latent_shape(height, width)), np.float32)
     encode_cost, decode_cost = restore_multiply_adds(restorer.config, height, width)
     variables = restorer.variables
     encoder, features = _time("encoder", programs.encode, encode_cost, repeats, variables, image)
@@ -66,27 +68,20 @@ def benchmark_restore(
     return RestoreBenchmark((height, width), (encoder, flow), peak_memory(), device)
 
 
-def _time(name: str, fn: Any, cost: int, repeats: int, *args: Any) -> tuple[Part, Any]:
+def _time(name: str, fn: Any, cost: int, repeats: int, *args: Any) -> tuple[Timing, Any]:
     start = time.perf_counter()
     compiled = fn.lower(*args).compile()
     compile_seconds = time.perf_counter() - start
     fastest, out = float("inf"), None
     for _ in range(repeats):
+        stop_if_asked()
         start = time.perf_counter()
         out = jax.block_until_ready(compiled(*args))
         fastest = min(fastest, time.perf_counter() - start)
     temporaries = compiled.memory_analysis().temp_size_in_bytes
-    return Part(name, fastest, compile_seconds, cost, temporaries), out
+    return Timing(name, fastest, compile_seconds, cost, temporaries), out
 
 
 def random_restorer(config: ModelConfig) -> Restorer:
     """With weights of sane sizes; drawing the model's own compiles for a minute."""
-    rng = np.random.default_rng(0)
-    shapes: dict[tuple[str, ...], Any] = flatten_dict(param_shapes(config))
-    leaves = {}
-    for path, leaf in shapes.items():
-        value = 0.02 * rng.standard_normal(leaf.shape, np.float32)
-        if path[-2:] == ("invconv", "weight"):
-            value += np.eye(leaf.shape[-1], dtype=np.float32)
-        leaves[path] = jax.numpy.asarray(value)
-    return Restorer(config, unflatten_dict(leaves))
+    return Restorer(config, torch_port.to_params(random_state_dict(config, 0), config))

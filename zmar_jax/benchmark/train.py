@@ -7,11 +7,13 @@ import time
 import jax
 import numpy as np
 
-from zmar_jax import sharding
+from zmar_jax.benchmark.cost import multiply_adds
 from zmar_jax.config import Config
-from zmar_jax.cost import multiply_adds, peak_memory
-from zmar_jax.state import create_sharded_state
+from zmar_jax.runtime import sharding
+from zmar_jax.runtime.memory import peak_memory
+from zmar_jax.runtime.stop import stop_if_asked
 from zmar_jax.train import compile_steps, train_step
+from zmar_jax.train.state import create_sharded_state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,7 @@ def benchmark_train(config: Config, repeats: int = 3) -> TrainBenchmark:
     compile_seconds = time.perf_counter() - start
     fastest = float("inf")
     for _ in range(repeats):
+        stop_if_asked()
         start = time.perf_counter()
         state, metrics = compiled(state, batch, key)
         jax.block_until_ready((state, metrics))

@@ -1,6 +1,11 @@
-"""The command line: arguments, tables and progress bars; the work is done elsewhere."""
+"""The command line: arguments, tables and progress bars; the work is done elsewhere.
 
+Imports: benchmark, config, data, evaluate, imaging, restore, runtime, torch_port, train, weights.
+"""
+
+import importlib.metadata
 import io
+import platform
 import sys
 from collections.abc import Sequence
 
@@ -8,7 +13,7 @@ import tyro
 
 from zmar_jax.cli.benchmark import benchmark
 from zmar_jax.cli.compile import compile_
-from zmar_jax.cli.console import UsageError, err
+from zmar_jax.cli.console import UsageError, err, interruptible, out, paths, warnings_in_one_line
 from zmar_jax.cli.evaluate import evaluate
 from zmar_jax.cli.mask import mask
 from zmar_jax.cli.prepare import prepare
@@ -16,6 +21,7 @@ from zmar_jax.cli.restore import restore
 from zmar_jax.cli.score import score
 from zmar_jax.cli.train import train
 from zmar_jax.cli.weights import convert, info
+from zmar_jax.runtime import stop
 
 app = tyro.extras.SubcommandApp()
 for command in (restore, convert, info, mask, prepare, train, evaluate, score):
@@ -29,13 +35,21 @@ def main(args: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # as stderr does: names of files need not be text that the terminal can show
         sys.stdout.reconfigure(errors="backslashreplace")
+    args = sys.argv[1:] if args is None else args
+    if list(args) == ["--version"]:
+        out.print(_versions())
+        return 0
     try:
-        code = app.cli(
-            prog="zmar-jax",
-            description="Low-light restoration with ZMAR-SNFlow in JAX.",
-            args=args,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+        with interruptible(), warnings_in_one_line():
+            code = app.cli(
+                prog="zmar-jax",
+                description="Low-light restoration with ZMAR-SNFlow in JAX. "
+                "--version tells which one.",
+                args=args,
+                config=(tyro.conf.FlagCreatePairsOff,),
+                registry=paths,
+            )
+            stop.stop_if_asked()  # a command without pictures has had no place to end early
     except Exception as e:
         if not (message := _message(e)):
             raise
@@ -43,27 +57,37 @@ def main(args: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         err.print("interrupted")
-        return 130
+        return stop.INTERRUPTED
     return code or 0
+
+
+def _versions() -> str:
+    """What a bug report should begin with."""
+    packages = (f"{name} {importlib.metadata.version(name)}" for name in ("zmar-jax", "jax"))
+    return ", ".join([*packages, f"Python {platform.python_version()}"])
 
 
 def _message(error: Exception) -> str | None:
     """What to tell the user; None of an error that is a mistake of this program."""
     from jax.errors import JaxRuntimeError
 
-    from zmar_jax.checkpoint import CheckpointError
     from zmar_jax.config import ConfigError
     from zmar_jax.data import DataError
     from zmar_jax.evaluate.records import EvaluationError
-    from zmar_jax.images import ImageError
-    from zmar_jax.memory import MemoryLimitError
+    from zmar_jax.imaging.images import ImageError
+    from zmar_jax.restore.memory import MemoryLimitError
+    from zmar_jax.runtime.devices import missing_devices
+    from zmar_jax.runtime.processes import ProcessError
     from zmar_jax.torch_port import WeightsError
     from zmar_jax.train import TrainingError
+    from zmar_jax.weights.checkpoint import CheckpointError
 
     users = (
         *(UsageError, CheckpointError, ConfigError, DataError, ImageError),
-        *(EvaluationError, MemoryLimitError, TrainingError, WeightsError),
+        *(EvaluationError, MemoryLimitError, ProcessError, TrainingError, WeightsError),
     )
+    if missing := missing_devices(error):
+        return missing
     if isinstance(error, users):
         return str(error)
     if isinstance(error, JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error):

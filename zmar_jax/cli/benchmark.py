@@ -37,7 +37,7 @@ def restore(
     """
     from zmar_jax.benchmark.restore import benchmark_restore, random_restorer
     from zmar_jax.config import PRESETS
-    from zmar_jax.restore import load_restorer
+    from zmar_jax.restore.restorer import load_restorer
 
     height, width = _size(size)
     if repeats < 1:
@@ -82,7 +82,7 @@ def train(
 
     Args:
       settings: Changes to the configuration, section.key=value.
-      config: YAML file of a run; without it, the published model and recipe.
+      config: YAML file of a run, or its name; without it, the published model and recipe.
       repeats: Steps, of which the fastest counts.
       json_output: Print JSON instead of a table.
     """
@@ -126,7 +126,7 @@ def data(
 
     Args:
       settings: Changes to the configuration, section.key=value.
-      config: YAML file of a run; without it, the built-in photographs.
+      config: YAML file of a run, or its name; without it, the built-in photographs.
       seconds: How long to load.
       json_output: Print JSON instead of a table.
     """
@@ -136,7 +136,7 @@ def data(
     if not 0 < seconds < 1e6:
         raise UsageError(f"--seconds must be above 0, got {seconds}")
     run = override(load_config(config) if config else Config(), settings)
-    result = benchmark_data(run.data, seconds, run.model.white_point)
+    result = benchmark_data(run.data, seconds, run.model.brightness)
     if json_output:
         _print_json("data", result)
         return

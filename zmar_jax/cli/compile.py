@@ -46,7 +46,7 @@ def compile_(
       batch: Images of a batch over all chips; 8 a chip if neither this nor --config is given.
       crop: Height and width of the images, pixels, a multiple of 8.
       policy: Of the encoder and the couplings' hidden layers.
-      config: YAML file of a run; without it, the published model and recipe.
+      config: YAML file of a run, or its name; without it, the published model and recipe.
       only: One of the two programs.
       effort: XLA's effort at making the program fast, from -1 (compiles in minutes) to 0 (as in
         training; several times longer). Memory differs a little, --effort 0 is what training has.
@@ -57,7 +57,7 @@ def compile_(
 
     from zmar_jax.benchmark.compile import TooLarge, compile_for
     from zmar_jax.benchmark.compile import largest_batch as search
-    from zmar_jax.topology import parse_slice
+    from zmar_jax.benchmark.topology import parse_slice
 
     target = parse_slice(topology)
     if not -1 <= effort <= 0:

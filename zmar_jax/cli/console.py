@@ -2,17 +2,40 @@
 
 import contextlib
 import math
-import re
+import os
+import signal
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+import tyro
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 
+from zmar_jax.runtime import stop
+
 # names of files may look like markup
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+paths = tyro.constructors.ConstructorRegistry()
+"""How the command line reads a path: `~` is the home folder also where no shell has said so."""
+
+
+@paths.primitive_rule
+def _expanded(type_info: Any) -> tyro.constructors.PrimitiveConstructorSpec | None:
+    if type_info.type is not Path:
+        return None
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda args: Path(os.path.expanduser(args[0])),
+        is_instance=lambda x: isinstance(x, Path),
+        str_from_instance=lambda path: [str(path)],
+    )
 
 
 class UsageError(ValueError):
@@ -28,7 +51,10 @@ def table_of(title: str) -> Table:
 
 @contextlib.contextmanager
 def progress(total: int, verb: str) -> Iterator[Callable[[Path, Path, Exception | None], None]]:
-    """A progress bar; what it yields is called after each file, with its error or None."""
+    """A progress bar; what it yields is called after each file, with its error or None.
+
+    That is where Ctrl-C ends the command, by KeyboardInterrupt: what is done is written whole.
+    """
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=err) as bar:
         task = bar.add_task(verb, total=total)
@@ -37,8 +63,34 @@ def progress(total: int, verb: str) -> Iterator[Callable[[Path, Path, Exception 
             if error:
                 bar.console.print(f"failed: {reason(source, error)}", style="red")
             bar.advance(task)
+            stop.stop_if_asked()
 
         yield step
+
+
+@contextlib.contextmanager
+def warnings_in_one_line() -> Iterator[None]:
+    """In the block Python's warnings, as of other libraries, come without where they are from."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: err.print(
+            f"warning: {' '.join(str(message).split())}", style="yellow"
+        )
+        yield
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """In the block Ctrl-C asks the command to end (`runtime.stop`), a second ends it at once."""
+
+    def tell() -> None:
+        err.print("stopping when this picture or step is done; Ctrl-C again ends at once")
+
+    def end(code: int) -> None:
+        err.show_cursor(True)  # which a progress bar hides
+        os._exit(code)
+
+    with stop.second_ends(tell, end), stop.remembered(signal.SIGINT):
+        yield
 
 
 def reason(source: Path, error: Exception) -> str:
@@ -46,15 +98,28 @@ def reason(source: Path, error: Exception) -> str:
     return text if text.startswith(str(source)) else f"{source}: {text}"
 
 
-def parse_bytes(option: str, text: str) -> int:
-    """`16GiB`, `800MB` or a number of bytes."""
-    units = {"": 1, "B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "TiB": 1 << 40}
-    units |= {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-    match = re.fullmatch(r"(\d+\.?\d*) ?([A-Za-z]*)", text)
-    size = float(match[1]) * units.get(match[2], 0) if match else 0
-    if not 1 <= size < math.inf:
-        raise UsageError(f"{option} must be an amount of memory, as 16GiB or 800MB, got {text!r}")
-    return int(size)
+def memory_limit(text: str | None) -> int | None:
+    """Bytes of --memory; None where it is not given."""
+    from zmar_jax.restore.memory import parse_bytes
+
+    try:
+        return None if text is None else parse_bytes(text)
+    except ValueError as e:
+        raise UsageError(f"--{e}") from e
+
+
+def check_folder(folder: Path) -> None:
+    """Raises UsageError where what is to become a folder is named like a file."""
+    from zmar_jax.imaging.outputs import names_file
+
+    if names_file(folder):
+        raise UsageError(f"{folder}: is to be a folder; name one, or make this one first")
+
+
+def say_source(checkpoint: Path | None, source: str) -> None:
+    """Says which weights these are where a file or a run has several (`weights.Weights.source`)."""
+    if source != "weights":
+        err.print(f"{checkpoint}: {source}")
 
 
 def make_folder(folder: Path) -> None:

@@ -7,11 +7,14 @@ from tyro.conf import arg
 
 from zmar_jax.cli.console import (
     UsageError,
+    check_folder,
     check_sampling,
     err,
+    memory_limit,
     out,
     progress,
     range_of,
+    say_source,
     table_of,
 )
 
@@ -23,6 +26,9 @@ def evaluate(
     out_dir: Annotated[Path, arg(name="out", aliases=["-o"])] = Path("evaluation"),
     protocol: Literal["zmar", "rf"] = "zmar",
     gt_mean: bool = False,
+    gt: Path | None = None,
+    clean: bool = False,
+    no_reference: Annotated[bool, arg(name="no-reference")] = False,
     masks: str | None = None,
     samples: int = 1,
     heat: float = 0.0,
@@ -32,6 +38,7 @@ def evaluate(
     exposure: str | None = None,
     sdsd_frames: int | None = None,
     batch: int | None = None,
+    memory: str | None = None,
     overwrite: bool = False,
 ) -> None:
     """Measure how well weights restore: PSNR, SSIM, bits per dimension, and a report to look at.
@@ -46,17 +53,23 @@ def evaluate(
 
     $ zmar-jax evaluate --data builtin -c runs/photos --samples 8 --heat 0.5
 
+    $ zmar-jax evaluate --data night_photos/ --no-reference
+
     Args:
       data: A prepared benchmark, of which the test split is taken; a folder with subfolders low
-        (or input) and gt (or high, normal, target) of the same names; a folder of clean
-        photographs, which are darkened as `zmar-jax mask --darken` does; or builtin, the ones that
-        come with scikit-image.
+        (or input, lq, dark) and gt (or high, normal, target, hq) of the same names, there or
+        deeper; a folder of clean photographs, which are darkened as `zmar-jax mask --darken` does;
+        or builtin, the ones that come with scikit-image.
       checkpoint: Weights: .pth, .safetensors, an Orbax directory or a training run's workdir;
         without it, the small model that comes with the package.
       out_dir: Folder to write to.
       protocol: How to score: zmar as the authors, rf as Retinexformer. Not interchangeable.
       gt_mean: Scale restored pictures to the ground truth's brightness first; for comparison with
         papers that do.
+      gt: Folder of the ground truths, where --data is that of the dark pictures.
+      clean: The folder holds clean photographs, whatever its subfolders are called.
+      no_reference: The folder holds dark pictures without ground truths; they are scored by NIQE
+        (lower is better) and by their mean brightness.
       masks: Lost pixels: procedural, none, or a folder of mask images. If not given, photographs
         lose some, and so do benchmarks that are scored by zmar; all else is taken as it is.
       samples: How many restorations to average, at heat above 0; gives an uncertainty map.
@@ -64,57 +77,81 @@ def evaluate(
       self_ensemble: Average the restorations of all eight turns and mirrors of a picture.
       seed: Of masks, darkening, samples and the noise of the likelihood.
       data_dir: Where `zmar-jax prepare` wrote the benchmark.
-      exposure: Factor on linear light of clean photographs, LOW:HIGH; 0.03:0.3 if not given.
+      exposure: Clean photographs get evenly less light instead of a night: a factor on linear
+        light, LOW:HIGH, as 0.03:0.3.
       sdsd_frames: Frames to take of each SDSD scene: 30 as SNR-Aware does; all if not given.
       batch: Pictures that each device computes at once; about a megapixel of them if not given,
         and one on a CPU.
+      memory: What a batch may take on each device, as 16GiB; by default what is free.
       overwrite: Begin again, whatever the output folder holds.
     """
-    from zmar_jax import compilation
     from zmar_jax.config import DarkenConfig, MaskConfig
-    from zmar_jax.evaluate import evaluation, pairs, records, report, table
+    from zmar_jax.evaluate import evaluation, measures, pairs, records, report, table
     from zmar_jax.evaluate.network import Network, Sampling
+    from zmar_jax.runtime import compilation
     from zmar_jax.weights import load_weights
 
     check_sampling(heat, samples, seed)
+    limit = memory_limit(memory)
     for option, number in (("sdsd-frames", sdsd_frames), ("batch", batch)):
         if number is not None and number < 1:
             raise UsageError(f"--{option} must be 1 or more, got {number}")
-    kind = pairs.kind_of(data)
+    if no_reference and (gt_mean or protocol != "zmar"):
+        raise UsageError("--protocol and --gt-mean need ground truths; --no-reference has none")
+    if (gt is not None) + clean + no_reference > 1:
+        raise UsageError("--gt, --clean and --no-reference exclude each other")
+    truths = None if gt is None else str(gt)
+    kind = pairs.kind_of(data, not no_reference, truths, clean)
     if exposure and kind != "photographs":
         raise UsageError(f"--exposure is of clean photographs; {data} has dark pictures")
     if sdsd_frames and not data.startswith("sdsd"):
         raise UsageError(f"--sdsd-frames is of the SDSD benchmarks; {data} is none")
-    _apart(Path(data), out_dir)
+    check_folder(out_dir)
+    for folder in (Path(data), *([gt] if gt else [])):
+        _apart(folder, out_dir)
     lost = kind == "photographs" or (kind == "benchmark" and protocol == "zmar")
     source = pairs.Source(
         data,
         data_dir,
         MaskConfig(source=masks or ("procedural" if lost else "none")),
-        DarkenConfig(exposure=range_of("--exposure", exposure)) if exposure else DarkenConfig(),
+        DarkenConfig(exposure=range_of("--exposure", exposure), kind="gain")
+        if exposure
+        else DarkenConfig(),
         sdsd_frames,
         seed,
+        not no_reference,
+        truths,
+        clean,
     )
     sampling = Sampling(heat, samples, self_ensemble, seed)
-    scoring = evaluation.Scoring(protocol, gt_mean)
+    scoring = measures.Scoring(protocol, gt_mean)
     opened = pairs.open_pairs(source)
+    for note in opened.notes:
+        err.print(note)
     weights = load_weights(checkpoint)
+    say_source(checkpoint, weights.source)
     settings = evaluation.settings(opened, source, weights, sampling, scoring)
-    kept = records.Records(out_dir, settings, overwrite)
     compilation.enable_cache()
-    with progress(len(opened.ids), "evaluating") as step:
-        found = evaluation.run(opened, Network(weights, batch), kept, sampling, scoring, step)
-    result = evaluation.evaluation(settings, found)
-    table.write_numbers(result, out_dir)
-    with progress(len(opened.ids), "report") as step:
-        path = report.write_report(result, opened, out_dir, step)
+    with records.only_evaluation(out_dir):
+        kept = records.Records(out_dir, settings, overwrite)
+        network = Network(weights, batch, memory_limit=limit, likelihood=opened.kind != "dark")
+        with progress(len(opened.ids), "evaluating") as step:
+            found = evaluation.run(opened, network, kept, sampling, scoring, step)
+        result = evaluation.summarize(settings, found)
+        table.write_numbers(result, out_dir)
+        with progress(len(opened.ids), "report") as step:
+            path = report.write_report(result, opened, out_dir, step)
     shown = table_of(f"{data} -> {out_dir}")
     for name, value, detail in table.facts(result):
         shown.add_row(name, f"{value}  {detail}")
+    for note in opened.notes:
+        shown.add_row("note", note)
     shown.add_row("report", str(path))
     out.print(shown)
     for name in evaluation.not_finite(result):
         err.print(f"warning: {name}: its restoration is not finite", style="yellow")
+    for name in evaluation.without_niqe(result):
+        err.print(f"warning: {name}: no NIQE, as hardly any of it has texture", style="yellow")
 
 
 def _apart(data: Path, out_dir: Path) -> None:

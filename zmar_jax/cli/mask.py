@@ -4,7 +4,15 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from zmar_jax.cli.console import UsageError, check_seed, make_folder, out, progress, range_of
+from zmar_jax.cli.console import (
+    UsageError,
+    check_folder,
+    check_seed,
+    make_folder,
+    out,
+    progress,
+    range_of,
+)
 
 
 def mask(
@@ -37,13 +45,14 @@ def mask(
       seed: Of masks and darkening.
       masks: Folder of mask images, white where pixels are lost; without it, masks are generated.
       share: Lost share of an image, LOW:HIGH, of generated masks; 0.12:0.37 if not given.
-      darken: Darken as a low-light camera would, before pixels are lost.
-      exposure: Factor on linear light, LOW:HIGH, with --darken; 0.03:0.3 if not given.
+      darken: Darken as a camera at night would, before pixels are lost.
+      exposure: With --darken: evenly less light instead, by a factor on linear light, LOW:HIGH, as
+        0.03:0.3.
       panel: Also write the steps next to each other into TARGET/panels.
     """
     from zmar_jax.config import DarkenConfig, MaskConfig
     from zmar_jax.data.copies import CopyOptions, plan_copies, write_copies
-    from zmar_jax.images import find_photos
+    from zmar_jax.imaging.images import find_photos
 
     check_seed(seed)
     if masks and share:
@@ -60,12 +69,18 @@ def mask(
     if share:
         mask_config = MaskConfig(share=range_of("--share", share))
     dark_config = (
-        DarkenConfig(exposure=range_of("--exposure", exposure)) if exposure else DarkenConfig()
+        DarkenConfig(exposure=range_of("--exposure", exposure), kind="gain")
+        if exposure
+        else DarkenConfig()
     )
     options = CopyOptions(seed, mask_config, dark_config if darken else None, panel)
-    copies = plan_copies(find_photos([source]), target)
+    notes: list[str] = []
+    check_folder(target)
+    copies = plan_copies(find_photos([source], tell=notes.append), target)
     make_folder(target)
     with progress(len(copies), "masking") as step:
         failed = write_copies(copies, options, step)
-    out.print(f"{len(copies) - len(failed)} of {len(copies)} masked into {target}")
+    out.print(
+        "; ".join([f"{len(copies) - len(failed)} of {len(copies)} masked into {target}", *notes])
+    )
     return 1 if failed else 0

@@ -1,17 +1,21 @@
 """`restore`."""
 
+import math
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from zmar_jax.cli.console import (
     UsageError,
+    check_folder,
     check_sampling,
+    err,
     make_folder,
+    memory_limit,
     out,
-    parse_bytes,
     progress,
+    say_source,
     table_of,
 )
 
@@ -20,66 +24,91 @@ def restore(
     inputs: Positional[tuple[Path, ...]] = (),
     /,
     checkpoint: Annotated[Path | None, arg(aliases=["-c"])] = None,
-    out_dir: Annotated[Path, arg(name="out", aliases=["-o"])] = Path("restored"),
+    target: Annotated[Path, arg(name="out", aliases=["-o"])] = Path("restored"),
     heat: float = 0.0,
     samples: int = 1,
     seed: int = 0,
     std: bool = False,
+    mask: str = "auto",
+    brightness: float | Literal["auto"] = "auto",
     memory: str | None = None,
     devices: int = 1,
+    stripes: Literal["auto", "none"] = "auto",
+    gps: bool = False,
 ) -> int:
     """Restore photographs: files, or folders with all that is in them; without any, a sample.
 
-    Each becomes a PNG of the same size and depth, at the same place below the output folder.
-    PNG, JPEG, WebP, TIFF and BMP are read; transparency is kept. Pictures of an earlier run in the
-    output folder are replaced, and not restored again; inputs are never replaced.
+    Each becomes a PNG of the same size and depth, at the same place below the output folder, with
+    its date, camera, dpi and colour profile. One picture alone may become a file: -o result.png.
+    PNG, JPEG, WebP, TIFF, BMP, GIF and AVIF are read; transparency is kept. Pictures of an earlier
+    run in the output folder are replaced, and not restored again; inputs are never replaced.
 
     $ zmar-jax restore
 
-    $ zmar-jax restore dark.jpg --checkpoint weights
+    $ zmar-jax restore dark.jpg --checkpoint weights -o bright.png
 
     $ zmar-jax restore photos/ -c weights -o restored --heat 0.5 --samples 8 --std
+
+    $ zmar-jax restore dark.jpg --brightness 1.3
+
+    $ zmar-jax restore broken.png --mask broken_mask.png
 
     $ zmar-jax restore huge.png -c weights --memory 16GiB
 
     Args:
-      inputs: Photographs, or folders to search; without any, a sample is darkened and restored.
+      inputs: Photographs, or folders to search; without any, a sample is restored.
       checkpoint: Weights: .pth, .safetensors, an Orbax directory or a training run's workdir;
         without it, the small model that comes with the package.
-      out_dir: Folder to write to.
+      target: Folder to write to, or, for one picture, the file.
       heat: Standard deviation of the latent: 0 gives the most likely picture.
       samples: How many restorations to average, at heat above 0.
       seed: Seed of the latent.
       std: Write the standard deviation over the samples, too, as NAME.std.png.
+      mask: Which pixels are lost and are to be filled in: auto finds them; none; an image that is
+        white where they are; or a folder of such images, called like the pictures.
+      brightness: Factor on the brightness that auto chooses: 1.3 is brighter, 0.8 darker.
       memory: What a picture may take on each device, as 16GiB; by default what is free.
       devices: How many devices share the rows of a picture.
+      stripes: How a picture is worked on: auto takes stripes of it where they are faster or needed
+        to fit; none takes all of it at once, which gives the same and takes more memory.
+      gps: Keep where a picture was taken; date, camera, dpi and colour profile are always kept.
     """
     import jax
 
-    from zmar_jax import compilation
-    from zmar_jax.images import find_photos, output_paths
-    from zmar_jax.restore import Options, load_restorer, restore_files, std_path
+    from zmar_jax.imaging.images import find_photos
+    from zmar_jax.imaging.outputs import names_file, output_file, output_paths
+    from zmar_jax.restore.restorer import Options, load_restorer, restore_files, std_path
+    from zmar_jax.runtime import compilation
 
     check_sampling(heat, samples, seed)
     if std and samples < 2:
         raise UsageError("--std needs --samples of 2 or more")
-    limit = None if memory is None else parse_bytes("--memory", memory)
+    if mask not in ("auto", "none") and not Path(mask).expanduser().exists():
+        raise UsageError(f"--mask {mask}: no such file or folder; or say auto or none")
+    if brightness != "auto" and not 0 < brightness < math.inf:
+        raise UsageError(f"--brightness must be auto or a factor above 0, got {brightness}")
+    limit = memory_limit(memory)
     if not 1 <= devices <= (most := len(jax.local_devices())):
         raise UsageError(f"--devices must be 1 to {most}, which this host has, got {devices}")
+    notes: list[str] = []
     if inputs:
-        found = find_photos(inputs, skip=out_dir)
-        paths = output_paths(found, out_dir)
-        if std:  # the deviations must not meet anything, either
-            output_paths([*found, *((source, std_path(name)) for source, name in found)], out_dir)
-        make_folder(out_dir)
+        found = find_photos(inputs, skip=target, tell=notes.append)
+        place = output_file if names_file(target) else output_paths
+        paths = place(found, target, beside=lambda file: [std_path(file)] if std else [])
+        make_folder(target.parent if names_file(target) else target)
     else:
-        make_folder(out_dir)
-        paths = [_write_sample(out_dir)]
+        check_folder(target)
+        make_folder(target)
+        paths = [_write_sample(target)]
     compilation.enable_cache()
-    restorer = load_restorer(checkpoint, limit, devices)
+    restorer = load_restorer(checkpoint, limit, devices, stripes)
+    say_source(checkpoint, restorer.source)
+    lost = mask if mask in ("auto", "none") else Path(mask).expanduser()
+    options = Options(heat, samples, seed, std, lost, brightness, gps)
     with progress(len(paths), "restoring") as step:
-        failed = restore_files(restorer, paths, Options(heat, samples, seed, std), step)
-    out.print(f"{len(paths) - len(failed)} of {len(paths)} restored into {out_dir}")
+        failed = restore_files(restorer, paths, options, step, err.print)
+    done = f"{len(paths) - len(failed)} of {len(paths)} restored into {target}"
+    out.print("; ".join([done, *notes]))
     if not inputs and not failed:
         _show_sample(*paths[0])
     return 1 if failed else 0
@@ -87,8 +116,8 @@ def restore(
 
 def _write_sample(out_dir: Path) -> tuple[Path, Path]:
     """The sample's dark picture, written, and where the restored one goes."""
-    from zmar_jax.images import Photo, write_photo
-    from zmar_jax.sample import sample
+    from zmar_jax.data.sample import sample
+    from zmar_jax.imaging.images import Photo, write_photo
 
     low = out_dir / "sample" / "input.png"
     write_photo(low, Photo(sample()[0]))
@@ -97,16 +126,16 @@ def _write_sample(out_dir: Path) -> tuple[Path, Path]:
 
 def _show_sample(low: Path, restored: Path) -> None:
     """Writes the pictures side by side with the ground truth, and says where everything is."""
-    from zmar_jax.images import Photo, read_photo, write_photo
-    from zmar_jax.metrics import score
-    from zmar_jax.run.log import panel
-    from zmar_jax.sample import sample
+    from zmar_jax.data.sample import TITLE, sample
+    from zmar_jax.imaging.images import Photo, read_photo, write_photo
+    from zmar_jax.imaging.metrics import score
+    from zmar_jax.train.log import panel
 
     dark, gt = sample()
     image = read_photo(restored).rgb
     side_by_side = low.with_name("panel.png")
     write_photo(side_by_side, Photo(panel([dark], [image], [gt])))
-    table = table_of("a cup of coffee in the dark")
+    table = table_of(TITLE)
     table.add_row("input", f"{low}  {score(dark, gt).psnr:.1f} dB")
     table.add_row("restored", f"{restored}  {score(image, gt).psnr:.1f} dB")
     table.add_row("input | restored | ground truth", str(side_by_side))

@@ -8,7 +8,7 @@ from typing import Annotated
 from rich.table import Table
 from tyro.conf import arg
 
-from zmar_jax.cli.console import check_seed, err, out, progress
+from zmar_jax.cli.console import check_seed, err, memory_limit, out, progress, say_source
 
 
 def score(
@@ -17,6 +17,7 @@ def score(
     restored: Path,
     checkpoint: Annotated[Path | None, arg(aliases=["-c"])] = None,
     seed: int = 0,
+    memory: str | None = None,
     json_output: Annotated[bool, arg(name="json")] = False,
 ) -> None:
     """Tell how plausible restorations are: their likelihood given the low pictures.
@@ -35,20 +36,23 @@ def score(
       checkpoint: Weights: .pth, .safetensors, an Orbax directory or a training run's workdir;
         without it, the small model that comes with the package.
       seed: Of the dequantisation noise.
+      memory: What a picture may take on each device, as 16GiB; by default what is free.
       json_output: Print JSON instead of a table.
     """
-    from zmar_jax import compilation
     from zmar_jax.evaluate.likelihood import find_pairs, score_pairs
     from zmar_jax.evaluate.network import Network
     from zmar_jax.evaluate.records import plain
+    from zmar_jax.runtime import compilation
     from zmar_jax.weights import load_weights
 
     check_seed(seed)
-    pairs = find_pairs(low, restored)
+    limit = memory_limit(memory)
+    pairs = find_pairs(low, restored, err.print)
     weights = load_weights(checkpoint)
+    say_source(checkpoint, weights.source)
     compilation.enable_cache()
     with progress(len(pairs), "scoring") as step:
-        scores = score_pairs(Network(weights), pairs, seed, step)
+        scores = score_pairs(Network(weights, memory_limit=limit), pairs, seed, step)
     broken = [id_ for id_, bits in scores.items() if not math.isfinite(bits)]
     for id_ in broken:
         err.print(f"warning: {id_}: its likelihood is not finite", style="yellow")

@@ -26,13 +26,14 @@ def train(
     pod or of a SLURM or Kubernetes job, where the hosts find each other; elsewhere name one with
     --coordinator. SIGTERM saves and ends with exit code 0.
 
-    $ zmar-jax train --config configs/photos_nano.yaml --workdir runs/photos
+    $ zmar-jax train --config photos_nano --workdir runs/photos
 
-    $ zmar-jax train --config configs/lol_v2_real.yaml --workdir runs/lol train.seed=1
+    $ zmar-jax train --config lol_v2_real --workdir runs/lol train.seed=1
 
     Args:
       settings: Changes to the configuration, section.key=value.
-      config: YAML file of what differs from the published recipe.
+      config: YAML file of what differs from the published recipe, or the name of one that comes
+        with the package; an unknown name lists them.
       workdir: Checkpoints, TensorBoard events, metrics.jsonl and validation panels go here.
       accept_changes: Go on although the run was begun with another configuration.
       profile: Steps of which to write a JAX profiler trace to WORKDIR/profile, as 100:110.
@@ -40,8 +41,8 @@ def train(
       processes: How many processes there are in all, with --coordinator.
       process: Which of them this is, from 0, with --coordinator.
     """
-    from zmar_jax import compilation, sharding
     from zmar_jax.config import load_config, override
+    from zmar_jax.runtime import compilation, sharding
     from zmar_jax.train import train as run
 
     if coordinator and (processes is None or process is None):

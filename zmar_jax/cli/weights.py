@@ -16,6 +16,7 @@ def convert(
     to: Literal["orbax", "safetensors", "pth"] | None = None,
     overwrite: bool = False,
     compact: bool = False,
+    key: str | None = None,
 ) -> None:
     """Convert weights between the PyTorch release and JAX, in both directions.
 
@@ -28,16 +29,17 @@ def convert(
     $ zmar-jax convert weights for_pytorch.pth   (needs pip install 'zmar-jax[torch]')
 
     Args:
-      source: A .pth or .safetensors file of the release's tensors, an Orbax directory, or the
-        workdir of a training run, of which the best checkpoint is taken.
-      target: A .safetensors or .pth file; any other name becomes an Orbax directory.
+      source: A .pth or .safetensors file of the release's tensors, the index of a sharded one, an
+        Orbax directory, or the workdir of a training run, of which the best checkpoint is taken.
+      target: A .safetensors or .pth file; a name without a suffix becomes an Orbax directory.
       to: Format of the target, where its name does not tell.
       overwrite: Replace what is at the target.
       compact: Float16, without the tensors that the model never uses: a third of the file.
+      key: Which of several state dicts of a file; the table names them.
     """
     from zmar_jax.weights import load_weights, save_weights
 
-    weights = load_weights(source)
+    weights = load_weights(source, key)
     written = save_weights(target, weights, to, overwrite, compact)
     table = table_of(f"{source} -> {target}")
     table.add_row("format", f"{weights.format} -> {written}")
@@ -47,22 +49,23 @@ def convert(
     table.add_row("unused", str(weights.tensors - weights.used))
     table.add_row("dtype", ", ".join(weights.dtypes))
     table.add_row("config", _differences(weights.config))
-    table.add_row("checksum of params", weights.checksum)
+    table.add_row("checksum", weights.checksum)
     out.print(table)
 
 
-def info(weights: Positional[Path], /) -> None:
+def info(weights: Positional[Path], /, key: str | None = None) -> None:
     """Show what a weights file holds: format, sizes, parameters, arithmetic.
 
     $ zmar-jax info weights
 
     Args:
       weights: A .pth or .safetensors file, an Orbax directory or the workdir of a training run.
+      key: Which of several state dicts of a file; the table names them.
     """
-    from zmar_jax import cost
+    from zmar_jax.benchmark import cost
     from zmar_jax.weights import load_weights, parameter_counts
 
-    loaded = load_weights(weights)
+    loaded = load_weights(weights, key)
     table = table_of(str(weights))
     table.add_row("format", loaded.format)
     table.add_row("holds", loaded.source)
@@ -75,7 +78,7 @@ def info(weights: Positional[Path], /) -> None:
     encoder, flow = cost.restore_multiply_adds(loaded.config, height, width)
     for part, count in (("encoder", encoder), ("flow", flow), ("both", encoder + flow)):
         table.add_row(f"multiply-adds per pixel, {part}", f"{count / (height * width):,.0f}")
-    table.add_row("checksum of params", loaded.checksum)
+    table.add_row("checksum", loaded.checksum)
     out.print(table)
 
 

@@ -22,17 +22,30 @@ from zmar_jax.config.run import Config
 from zmar_jax.config.train import TrainConfig
 
 T = TypeVar("T")
+NAMED = Path(__file__).parents[1] / "configs"
+"""The configurations that come with the package; in a clone a link to `configs/`."""
+
+
+def config_names() -> list[str]:
+    """What `load_config` takes besides the path of a file."""
+    return sorted(path.stem for path in NAMED.glob("*.yaml"))
 
 
 def load_config(path: str | Path) -> Config:
-    """Reads a YAML file; an empty one is the defaults.
+    """Reads a YAML file, or one of `config_names()`; an empty file is the defaults.
 
     Raises:
       ConfigError: unreadable file, invalid YAML, a key twice, an unknown key (with the
         nearest right one) or a value of the wrong type.
     """
+    if str(path) in config_names():
+        path = NAMED / f"{path}.yaml"
     try:
         text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError as e:
+        raise ConfigError(
+            f"{path}: no such file; the configurations with a name are {', '.join(config_names())}"
+        ) from e
     except OSError as e:
         raise ConfigError(f"{path}: cannot read this configuration: {e.strerror}") from e
     except ValueError as e:
@@ -72,6 +85,16 @@ def dump_config(config: Config) -> str:
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain JSON types; `from_dict` reads it back."""
     return {f.name: _plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
+
+
+def to_flat(config: Any) -> dict[str, Any]:
+    """All values by dotted key, as on the command line: `{"train.steps": 40000, ...}`."""
+    flat: dict[str, Any] = {}
+    for name, value in to_dict(config).items():
+        field = getattr(config, name)
+        nested = dataclasses.is_dataclass(field)
+        flat |= {f"{name}.{k}": v for k, v in to_flat(field).items()} if nested else {name: value}
+    return flat
 
 
 def from_dict(cls: type[T], data: Mapping[str, Any], source: str = "config", at: str = "") -> T:
@@ -177,8 +200,9 @@ def _convert(value: Any, hint: Any, source: str, key: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return _typed(typing.cast(type, hint), value, source, key)
     origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is tuple and isinstance(value, list | tuple) and len(value) == len(args):
-        pairs = enumerate(zip(value, args, strict=True))
+    if origin is tuple and isinstance(value, list | tuple) and _fits(value, args):
+        each = args[:1] * len(value) if args[-1] is ... else args
+        pairs = enumerate(zip(value, each, strict=True))
         return tuple(_convert(v, a, source, f"{key}[{i}]") for i, (v, a) in pairs)
     if origin is types.UnionType:
         (wanted,) = (a for a in args if a is not type(None))
@@ -193,6 +217,11 @@ def _convert(value: Any, hint: Any, source: str, key: str) -> Any:
     raise ConfigError(f"{source}: {key} must be {_describe(hint)}, got {reprlib.repr(value)}")
 
 
+def _fits(value: Sequence[Any], args: tuple[Any, ...]) -> bool:
+    """Whether a tuple with these type arguments may be as long as value."""
+    return args[-1] is ... or len(value) == len(args)
+
+
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         return to_dict(value)
@@ -202,7 +231,8 @@ def _plain(value: Any) -> Any:
 def _describe(hint: Any) -> str:
     args = typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
-        return f"a list of {len(args)} {args[0].__name__}s"
+        count = "" if args[-1] is ... else f"{len(args)} "
+        return f"a list of {count}{args[0].__name__}s"
     if typing.get_origin(hint) is types.UnionType:
         return " or ".join(_describe(a) for a in args if a is not type(None)) + " or null"
     if typing.get_origin(hint) is Literal:

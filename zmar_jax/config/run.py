@@ -22,3 +22,21 @@ class Config:
             batch % parts == 0,
             f"data.batch_size {batch} must be a multiple of train.accumulate {parts}",
         )
+        stride, crop = self.model.stride, self.data.crop
+        require(crop % stride == 0, f"data.crop must be a multiple of {stride}, got {crop}")
+        require(
+            crop >= self.model.smallest,
+            f"data.crop must be at least {self.model.smallest}, got {crop}",
+        )
+
+
+def without_places(config: Config) -> Config:
+    """The same, but for where its pictures and masks lie: they are compared by their fingerprints,
+    as they may be named by another path, or be moved."""
+    data = config.data
+    drawn = data.masks.source in ("procedural", "none")
+    masks = data.masks if drawn else dataclasses.replace(data.masks, source="folder")
+    folders = {
+        name: getattr(data, name) and "folder" for name in ("folder", "val_folder", "gt_folder")
+    }
+    return dataclasses.replace(config, data=dataclasses.replace(data, masks=masks, **folders))

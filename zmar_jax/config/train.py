@@ -12,20 +12,22 @@ Remat = Literal["none", "blocks", "reversible"]
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """The recipe (SPEC section 7). The defaults are the release's published configuration."""
+    """The recipe (model.md section 7). The defaults are the release's published configuration."""
 
     steps: int = bounded(40_000, 1, MANY)
     """Batches read. As in the release, the first initialises the actnorms and does not train."""
     seed: int = bounded(0, 0, 2**32 - 1)
     """Of the initial weights and of the dequantisation noise; `data.seed` is the data's."""
     init: str | None = None
-    """Weights to begin from, in any format that `zmar-jax restore` reads, a path from the folder
-    that `train` is started in; null draws them. The first batch then changes nothing, as trained
-    actnorms stay as they are."""
+    """Weights to begin from, in any format that `zmar-jax restore` reads: a path from the folder
+    that `train` is started in, or `bundled`; null draws them. The first batch then changes nothing,
+    as trained actnorms stay as they are."""
     learning_rate: float = bounded(2e-4, 0.0, 1.0)
     schedule: Literal["multistep", "cosine", "constant"] = "multistep"
-    milestones: tuple[float, float, float, float] = bounded((0.5, 0.75, 0.9, 0.95), 0.0, 1.0)
-    """Shares of `steps` from which on `multistep` has multiplied the learning rate by `decay`."""
+    """`cosine` falls from the end of the warm-up on; a step after the last would have rate 0."""
+    milestones: tuple[float, ...] = bounded((0.5, 0.75, 0.9, 0.95), 0.0, 1.0)
+    """Shares of `steps`, any number of them, at each of which `multistep` multiplies the learning
+    rate by `decay`."""
     decay: float = bounded(0.5, 0.0, 1.0)
     warmup_steps: int = bounded(1000, 0, MANY)
     release_warmup: bool = True
@@ -46,8 +48,8 @@ class TrainConfig:
     weight_l1: float = bounded(0.0, 0.0, 1e6)
     """Weight of |gt - restored at heat 0| in the loss; its gradient passes through `inverse`."""
     flow_warmup_steps: int | None = bounded(None, 0, MANY)
-    """For so many steps the loss is the nll alone, then the L1 part alone (SPEC section 7); null
-    adds both throughout."""
+    """For so many steps the loss is the nll alone, then the L1 part alone (model.md section 7);
+    null adds both throughout."""
     remat: Remat = "none"
     """What the backward pass recomputes instead of keeping it (docs/performance.md): `blocks`, the
     activations of every encoder block and flow step; `reversible`, the same, and the flow's steps

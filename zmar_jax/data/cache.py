@@ -5,23 +5,28 @@ takes 3 bytes per pixel on disk (1.44 MB for such a pair) and no memory beyond t
 """
 
 import contextlib
+import copy
 import functools
 import json
 import os
-import shutil
-import time
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from zmar_jax.data.errors import DataError
+from zmar_jax.data.folders import Tell
+from zmar_jax.data.hashing import name_digest
 from zmar_jax.data.pictures import Pictures
-from zmar_jax.images import size_text
+from zmar_jax.files.errors import errors_as
+from zmar_jax.files.replacing import whole_folder, write_whole
+from zmar_jax.imaging.images import size_text
 
+_PARTIAL = "-partial"
+"""At the end of a folder's name: pictures that cannot be read may be left out."""
 Progress = Callable[[int, int], None]
-"""Called with how many pictures are decoded and how many there are."""
+"""Called with how many pictures are decoded and how many there are; may raise, to end it."""
 
 
 class PixelCache:
@@ -32,13 +37,16 @@ class PixelCache:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.fingerprint = folder.name
+        self.fingerprint = folder.name.removesuffix(_PARTIAL)
+        """Changes with what the files hold, and with which of them are left out."""
         try:
             index = json.loads((folder / "index.json").read_text())
             self.ids: list[str] = index["ids"]
             self.sizes: list[tuple[int, int]] = [(h, w) for h, w in index["sizes"]]
             self.roles: tuple[str, ...] = tuple(index["roles"])
             """("gt",), or ("low", "gt")."""
+            self.left_out: list[str] = index.get("left_out", [])
+            """Pictures that cannot be read, and why, in one line each."""
             pixels = [3 * h * w * len(self.roles) for h, w in self.sizes]
             self._starts = [0, *np.cumsum(pixels).tolist()]
             if (folder / "pixels.bin").stat().st_size != self._starts[-1]:
@@ -58,6 +66,16 @@ class PixelCache:
     def _pixels(self) -> np.ndarray:
         return np.memmap(self.folder / "pixels.bin", np.uint8, "r")
 
+    def only(self, indices: Sequence[int]) -> "PixelCache":
+        """The same with these pictures alone, and so with a fingerprint of their own."""
+        chosen = copy.copy(self)
+        chosen.ids = [self.ids[i] for i in indices]
+        chosen.sizes = [self.sizes[i] for i in indices]
+        chosen._starts = [self._starts[i] for i in indices]
+        digest = name_digest("\n".join(chosen.ids), 8).hex()
+        chosen.fingerprint = f"{self.folder.name.removesuffix(_PARTIAL)}-{digest}"
+        return chosen
+
     def picture(self, i: int, role: str) -> np.ndarray:
         """uint8 [H, W, 3], a read-only view."""
         h, w = self.sizes[i]
@@ -65,36 +83,56 @@ class PixelCache:
         return self._pixels[start : start + 3 * h * w].reshape(h, w, 3)
 
 
-def open_cache(pictures: Pictures, folder: str | Path, smallest: int, done: Progress) -> PixelCache:
+def open_cache(
+    pictures: Pictures,
+    folder: str | Path,
+    smallest: int,
+    done: Progress,
+    leave_out: Tell | None = None,
+) -> PixelCache:
     """The cache of `pictures` below `folder`; the first time, decodes all of them.
 
     Args:
       smallest: least height and width; a smaller picture is an error.
+      leave_out: where it is given, pictures that cannot be read or are too small are no errors: it
+        is called with one line that names them, at each opening.
 
     Raises:
-      DataError: pictures that cannot be read or are too small (all of them are named), or a
-        cache that is damaged or cannot be written.
+      DataError: pictures that cannot be read or are too small (all of them are named), none that is
+        left, or a cache that is damaged or cannot be written.
     """
     target = Path(folder).expanduser() / "cache" / f"{pictures.name}-{pictures.fingerprint}"
+    if leave_out and not target.exists():
+        target = target.with_name(f"{target.name}{_PARTIAL}")
     if not target.exists():
         with _whole_folder(target) as temporary:
-            _decode_all(pictures, temporary, done)
+            _decode_all(pictures, temporary, done, leave_out is not None)
     cache = PixelCache(target)
+    large = [i for i, size in enumerate(cache.sizes) if min(size) >= smallest]
     small = [
-        f"{i} ({size_text(size)})"
-        for i, size in zip(cache.ids, cache.sizes, strict=True)
+        f"{id_} ({size_text(size)})"
+        for id_, size in zip(cache.ids, cache.sizes, strict=True)
         if min(size) < smallest
     ]
-    if small:
+    if not leave_out and small:
         raise DataError(
             f"{pictures.name}: {len(small)} picture(s) smaller than {smallest}x{smallest} pixels; "
-            f"remove them or choose a smaller data.crop: {', '.join(small)}"
+            "remove them, choose a smaller data.crop, or leave them out with "
+            f"data.skip_broken=true: {', '.join(small)}"
         )
-    return cache
+    reasons = cache.left_out + [f"{each}, smaller than {smallest}x{smallest}" for each in small]
+    if leave_out and reasons:
+        again = f"; to read them once more remove {target}" if cache.left_out else ""
+        leave_out(
+            f"{pictures.name}: {len(reasons)} picture(s) left out: {'; '.join(reasons)}{again}"
+        )
+    if not large:
+        raise DataError(f"{pictures.name}: no picture is left that can be used; add some")
+    return cache.only(large) if reasons else cache
 
 
-def _decode_all(pictures: Pictures, folder: Path, done: Progress) -> None:
-    count, sizes, roles, problems = len(pictures.ids), [], (), []
+def _decode_all(pictures: Pictures, folder: Path, done: Progress, skip: bool) -> None:
+    count, ids, sizes, roles, problems = len(pictures.ids), [], [], (), []
     with (folder / "pixels.bin").open("xb") as file:
         for i in range(count):
             try:
@@ -104,47 +142,33 @@ def _decode_all(pictures: Pictures, folder: Path, done: Progress) -> None:
                 continue
             for pixels in example:
                 file.write(np.ascontiguousarray(pixels).data)
+            ids.append(pictures.ids[i])
             sizes.append(example[0].shape[:2])
             roles = ("gt",) if len(example) == 1 else ("low", "gt")
             done(i + 1, count)
         file.flush()
         os.fsync(file.fileno())
-    if problems:
-        raise DataError(f"{len(problems)} picture(s) cannot be read: {'; '.join(problems)}")
-    index = {"ids": pictures.ids, "sizes": sizes, "roles": roles}
-    with (folder / "index.json").open("w") as file:
-        json.dump(index, file)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _written(folder: Path) -> float:
-    """When anything was last written to a folder or its pixels."""
-    paths = (folder, folder / "pixels.bin")
-    return max(path.stat().st_mtime for path in paths if path.exists())
+    if problems and not (skip and ids):
+        advice = "mend or remove them, or leave them out with data.skip_broken=true"
+        if skip:
+            advice = "no picture is left that can be used; mend or add some"
+        raise DataError(
+            f"{len(problems)} picture(s) cannot be read: {'; '.join(problems)}; {advice}"
+        )
+    index = {"ids": ids, "sizes": sizes, "roles": roles, "left_out": problems}
+    write_whole(folder / "index.json", json.dumps(index))
 
 
 @contextlib.contextmanager
 def _whole_folder(target: Path) -> Iterator[Path]:
     """A folder to write to, which becomes `target` at the end of a block that raised nothing."""
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    for left_over in target.parent.glob(f".{target.name}.*"):
-        # a younger one may be another host's, at work
-        if time.time() - _written(left_over) > 3600:
-            shutil.rmtree(left_over, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        try:
-            os.replace(temporary, target)
-        except OSError:
-            # another host was first, with the same pixels
-            if not target.exists():
-                raise
-    except OSError as e:
-        raise DataError(
+
+    def problem(e: Any) -> str:
+        return (
             f"{target}: decoded pixels cannot be cached ({e.strerror}); free some space or choose "
             "another data.data_dir"
-        ) from e
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        )
+
+    # another host may be first, with the same pixels
+    with errors_as(DataError, problem, OSError), whole_folder(target, keep=True) as folder:
+        yield folder

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from zmar_jax.config import DarkenConfig, MaskConfig
-from zmar_jax.data.degrade import darken
+from zmar_jax.data.degrade import darken_picture
 from zmar_jax.data.hashing import id_seed
 from zmar_jax.data.masks import apply_mask, draw_mask, load_masks
-from zmar_jax.images import ImageError, Photo, output_paths, read_photo, write_photo
+from zmar_jax.imaging.images import ImageError, Photo, read_photo, write_photo
+from zmar_jax.imaging.outputs import bare_name, output_paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,7 @@ def plan_copies(found: Sequence[tuple[Path, Path]], out_dir: Path) -> list[Copy]
     """
     folders = [output_paths(found, out_dir / name) for name in ("images", "masks", "panels")]
     return [
-        Copy(source, relative.with_suffix("").as_posix(), *(target for _, target in targets))
+        Copy(source, bare_name(relative).as_posix(), *(target for _, target in targets))
         for (source, relative), *targets in zip(found, *folders, strict=True)
     ]
 
@@ -94,8 +95,8 @@ def _write_copy(copy: Copy, options: CopyOptions, masks: Sequence[np.ndarray]) -
 
 
 def darken_photo(photo: Photo, seed: int, config: DarkenConfig) -> Photo:
-    """`degrade.darken` of any photograph: 8 bits; alpha stays, grey has one noise and no cast."""
-    rgb = darken(eight_bits(photo.rgb), seed, config)
+    """`darken_picture` of any photograph: 8 bits; alpha stays, grey has one noise and no cast."""
+    rgb = darken_picture(eight_bits(photo.rgb), seed, config)
     if photo.grey:
         rgb = np.repeat(rgb[..., 1:2], 3, axis=-1)
     alpha = None if photo.alpha is None else eight_bits(photo.alpha)

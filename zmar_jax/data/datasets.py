@@ -20,24 +20,12 @@ import tensorflow_datasets as tfds
 
 from zmar_jax.data.errors import DataError
 from zmar_jax.data.frames import npy_to_png
-from zmar_jax.data.layouts import (
-    Pair,
-    Source,
-    check_source,
-    count_warnings,
-    find_source,
-)
-from zmar_jax.data.prepared import (
-    MANIFEST,
-    VERSION,
-    checksum,
-    fingerprint,
-    png_size,
-    records_of,
-)
+from zmar_jax.data.layouts import FoundBenchmark, Pair, check_source, count_warnings, find_source
+from zmar_jax.data.prepared import MANIFEST, VERSION, checksum, fingerprint, png_size, records_of
 from zmar_jax.data.prepared import open_prepared as open_prepared
 from zmar_jax.data.prepared import verify as verify
-from zmar_jax.images import Step
+from zmar_jax.files.replacing import put_back, replace_folder, write_whole
+from zmar_jax.imaging.images import Step
 
 CROP = 160
 _SHARD = 1024
@@ -74,7 +62,11 @@ class _Pairs(tfds.core.ShardBasedBuilder, skip_registration=True):
     MANUAL_DOWNLOAD_INSTRUCTIONS = "The folder as its authors publish it, or one that holds it."
 
     def __init__(
-        self, *, source: Source | None = None, step: Step = lambda low, gt, error: None, **kwargs
+        self,
+        *,
+        source: FoundBenchmark | None = None,
+        step: Step = lambda low, gt, error: None,
+        **kwargs,
     ):
         """`source` has been checked; without one, `manual_dir` is searched and checked."""
         self._source = source
@@ -170,6 +162,7 @@ def prepare(
     target = Path(os.path.expanduser(data_dir)).absolute() / name
     found = find_source(name, source)
     try:
+        put_back(target)
         _refuse(target, overwrite)
         with progress(len(found.pairs), "checking") as step:
             check_source(found, crop, step)
@@ -183,17 +176,14 @@ def prepare(
                     builder.download_and_prepare(download_dir=place / "downloads")
             with progress(len(found.pairs), "reading back") as step:
                 manifest = _manifest(builder, found, crop, step)
-            text = json.dumps(manifest, indent=1)
-            (place / name / VERSION / MANIFEST).write_text(text, encoding="utf-8")
-            if target.exists():
-                target.rename(place / "old")
-            (place / name).rename(target)
+            write_whole(place / name / VERSION / MANIFEST, json.dumps(manifest, indent=1))
+            replace_folder(place / name, target)
     except (OSError, RuntimeError) as e:  # array_record raises the latter when the disk is full
         raise DataError(f"{target}: {name} cannot be prepared ({e})") from e
     return manifest
 
 
-def _manifest(builder: _Pairs, source: Source, crop: int, step: Step) -> dict[str, Any]:
+def _manifest(builder: _Pairs, source: FoundBenchmark, crop: int, step: Step) -> dict[str, Any]:
     """Of what is on disk; DataError unless that is all of `source`, in order."""
     splits = {}
     for split in ("train", "test"):

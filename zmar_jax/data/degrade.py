@@ -4,6 +4,7 @@ Everything is a pure function of a seed. `xp` is numpy or jax.numpy; both give t
 floats are only multiplied and rounded: roots, powers and exponentials are looked up.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -11,15 +12,24 @@ import numpy as np
 
 from zmar_jax.config import DarkenConfig
 from zmar_jax.data.hashing import Array, fold, normal_quantiles, top16
-from zmar_jax.exposure import to_linear, to_srgb
+from zmar_jax.data.night import draw_scene, night, whole
+from zmar_jax.data.srgb import to_linear, to_srgb
 
 WHITE = 65535
 """Linear light is counted in 1/65535 of white."""
 _STREAM = 0x6461726B
 
 
+def darken_picture(image: np.ndarray, seed: int, config: DarkenConfig) -> np.ndarray:
+    """A whole photograph, uint8 [H, W, 3] RGB, in the dark, without a frame; the same shape."""
+    if config.kind == "gain":
+        return darken(image, seed, config)
+    scene = draw_scene(seed, dataclasses.replace(config.night, frames=0.0))
+    return night(image, scene, whole(*image.shape[:2]))[0]
+
+
 def darken(image: Array, seed: Array, config: DarkenConfig, xp: Any = np) -> Array:
-    """The photograph as an 8-bit camera takes it in the dark.
+    """The photograph with evenly less light, as an 8-bit camera takes it (`kind` gain).
 
     Linear light (sRGB) times exposure and colour cast, plus shot noise (Gaussian, variance
     signal/photons) and read noise, in sRGB again. Exposure and cast are one draw per call.

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from zmar_jax.data.errors import DataError
-from zmar_jax.images import read_photo
+from zmar_jax.imaging.images import read_photo
 
 NPY_SIZE = (512, 960)
 """Height and width to which npy frames are resized; metrics are computed at this size."""

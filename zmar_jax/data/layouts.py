@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Literal
 
 from zmar_jax.data.errors import DataError
+from zmar_jax.data.folders import pairing_key
 from zmar_jax.data.frames import NPY_SIZE, picture_size
-from zmar_jax.images import SUFFIXES, ImageError, Step, size_text
+from zmar_jax.imaging.images import SUFFIXES, ImageError, Step, size_text
 
 _DEPTH = 2
 _SHOWN = 40
 
-Split = Literal["train", "test"]
+PublishedSplit = Literal["train", "test"]
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,13 @@ class Pair:
     """Two files of one scene. `id` is unique within its split: `00690`, `pair1/0001`."""
 
     id: str
-    split: Split
+    split: PublishedSplit
     low: Path
     gt: Path
 
 
 @dataclass(frozen=True)
-class Source:
+class FoundBenchmark:
     """A benchmark found in a folder: its pairs, sorted by split and id, and what is wrong so far.
 
     problems: `path: reason` of each file without a partner, of the wrong kind, or twice there.
@@ -45,7 +46,7 @@ class Source:
 class _Layout:
     """Folders below a root, as (split, low, gt); without a split the scenes' names decide it."""
 
-    folders: tuple[tuple[Split | None, str, str], ...]
+    folders: tuple[tuple[PublishedSplit | None, str, str], ...]
     files: str
 
     def __str__(self) -> str:
@@ -56,7 +57,7 @@ class _Layout:
 class _Benchmark:
     layouts: tuple[_Layout, ...]
     suffix: str
-    published: dict[Split, int] = field(default_factory=dict)
+    published: dict[PublishedSplit, int] = field(default_factory=dict)
     test_scenes: tuple[str, ...] = ()
 
 
@@ -112,7 +113,7 @@ _BENCHMARKS = {
 }
 
 
-def find_source(name: str, folder: str | Path) -> Source:
+def find_source(name: str, folder: str | Path) -> FoundBenchmark:
     """Finds the benchmark `name` in `folder`, or up to two folders below it, and pairs its files.
 
     Names of folders match in any case. Files are paired by stem, in any case and without a leading
@@ -140,10 +141,12 @@ def find_source(name: str, folder: str | Path) -> Source:
     missing = {"train", "test"} - {pair.split for pair in pairs}
     problems += [f"{root}: no pairs to {split}" for split in sorted(missing)]
     pairs.sort(key=lambda pair: (pair.split == "test", pair.id))
-    return Source(name, root, str(layout), tuple(pairs), tuple(problems))
+    return FoundBenchmark(name, root, str(layout), tuple(pairs), tuple(problems))
 
 
-def check_source(source: Source, crop: int, step: Step = lambda low, gt, error: None) -> None:
+def check_source(
+    source: FoundBenchmark, crop: int, step: Step = lambda low, gt, error: None
+) -> None:
     """Reads every file of `source` and raises one DataError that lists all that is wrong.
 
     Wrong is: what `find_source` noted; an image that cannot be read, has other than 3 channels
@@ -171,7 +174,7 @@ def check_source(source: Source, crop: int, step: Step = lambda low, gt, error: 
         raise DataError("\n  ".join([f"{source.root}: {count}; nothing was written", *problems]))
 
 
-def count_warnings(source: Source) -> list[str]:
+def count_warnings(source: FoundBenchmark) -> list[str]:
     """How `source` differs from the published set: counts, and scenes that are tested on."""
     benchmark = _BENCHMARKS[source.name]
     warnings = []
@@ -203,7 +206,7 @@ def _size_or_problem(
 
 def _find_layouts(
     name: str, folder: Path
-) -> list[tuple[Path, _Layout, list[tuple[Split | None, Path, Path]]]]:
+) -> list[tuple[Path, _Layout, list[tuple[PublishedSplit | None, Path, Path]]]]:
     found = {}
     for layout in _BENCHMARKS[name].layouts:
         roots = list(_folders_below(folder, _DEPTH))
@@ -233,7 +236,7 @@ def _not_one(name: str, folder: Path, roots: list[Path]) -> str:
 
 
 def _pairs(
-    name: str, split: Split | None, low: Path, gt: Path, problems: list[str]
+    name: str, split: PublishedSplit | None, low: Path, gt: Path, problems: list[str]
 ) -> Iterator[Pair]:
     suffix = _BENCHMARKS[name].suffix
     if split:
@@ -254,10 +257,10 @@ def _pairs(
             yield Pair(f"{low_scene.name}/{a.stem}", scene_split, a, b)
 
 
-def _split_of(name: str, scene: str) -> Split | None:
+def _split_of(name: str, scene: str) -> PublishedSplit | None:
     """By the published lists; `NAME_2...` goes with `NAME`."""
     if name == "sid":
-        splits: dict[str, Split] = {"0": "train", "1": "test", "2": "train"}
+        splits: dict[str, PublishedSplit] = {"0": "train", "1": "test", "2": "train"}
         return splits.get(scene[:1])
     tested = (test.casefold() for test in _BENCHMARKS[name].test_scenes)
     scene = scene.casefold()
@@ -287,11 +290,6 @@ def _exposures(
         problems.append(f"{long if lows else short}: no exposure in it")
         return
     yield from ((low.stem, low, gts[0]) for low in lows)
-
-
-def pairing_key(stem: str) -> str:
-    """What both files of a pair are called: their stem in lower case, without low or high first."""
-    return re.sub(r"^(low|normal|high)[-_]?(?=.)", "", stem.casefold())
 
 
 def _keyed(paths: Sequence[Path], problems: list[str]) -> dict[str, Path]:

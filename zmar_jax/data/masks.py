@@ -1,10 +1,11 @@
-"""Zero-element masks (DATASETS): procedural ones, and folders of mask images.
+"""Zero-element masks (docs/datasets.md): procedural ones, and folders of mask images.
 
 A mask is bool [height, width], True where the pixel is lost. `xp` is numpy or jax.numpy; both give
 the same mask, as there is no arithmetic but of integers.
 """
 
 import functools
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +14,9 @@ import numpy as np
 
 from zmar_jax.config import MaskConfig
 from zmar_jax.data.errors import DataError
+from zmar_jax.data.folders import Tell
 from zmar_jax.data.hashing import Array, below, fold, normal_quantiles, top16
-from zmar_jax.images import find_photos, read_photo
+from zmar_jax.imaging.images import find_photos, read_photo
 
 Window = tuple[Array, Array, int, int]
 """Top and left (may be traced), height and width of a part of an image, pixels."""
@@ -188,7 +190,7 @@ def draw_mask(
       seed: below 2**32; for a test image `hashing.id_seed` of the run's seed and the image's id.
       size: height and width of the whole image, pixels.
       masks: what `load_masks(config)` gave.
-      window: as of `lost_pixels`.
+      window: as for `lost_pixels`.
 
     Returns:
       bool [height, width] of the window.
@@ -219,36 +221,81 @@ def apply_mask(image: Array, lost: Array, xp: Any = np) -> Array:
     return xp.where(lost[..., None], xp.zeros((), image.dtype), image)
 
 
-def load_masks(config: MaskConfig) -> tuple[np.ndarray, ...]:
-    """The masks that `draw_mask` needs: those of the folder in `config`, if it names one."""
-    return (
-        ()
-        if config.source in ("none", "procedural")
-        else read_masks(Path(config.source).expanduser())
-    )
+def load_masks(config: MaskConfig, tell: Tell = lambda text: None) -> tuple[np.ndarray, ...]:
+    """The masks that `draw_mask` needs: those of the folder in `config`, if it names one.
+
+    `tell` as of `images.find_photos`.
+    """
+    if config.source in ("none", "procedural"):
+        return ()
+    return read_masks(Path(config.source).expanduser(), tell)
 
 
-def read_masks(folder: Path) -> tuple[np.ndarray, ...]:
-    """The mask images of a folder, sorted by name, one byte per pixel: lost where white (> 127).
+def read_masks(folder: Path, tell: Tell = lambda text: None) -> tuple[np.ndarray, ...]:
+    """The mask images of a folder, sorted by name; `white_pixels` says what is lost.
 
     Raises:
       ImageError: the folder is missing or without images, or an image cannot be read.
-      DataError: it is a file, or a mask loses every pixel.
+      DataError: it is a file; a mask loses no pixel, or every one; or several are of no use.
     """
     if folder.is_file():
         raise DataError(f"{folder}: expected a folder of mask images, got a file; name its folder")
-    return tuple(_read_mask(path) for path, _ in find_photos([folder]))
+    masks: list[np.ndarray] = []
+    problems: list[ValueError] = []
+    for path, _ in find_photos([folder], tell=tell):
+        try:
+            masks.append(read_mask(path))
+            if not masks[-1].any():
+                raise DataError(f"{path}: a mask that loses no pixel; remove it")
+        except ValueError as e:
+            problems.append(e)
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise DataError("; ".join(map(str, problems)))
+    return tuple(masks)
 
 
-def _read_mask(path: Path) -> np.ndarray:
-    rgb = read_photo(path).rgb
-    lost = np.all(rgb > np.iinfo(rgb.dtype).max // 2, axis=-1)
+def read_mask(path: Path) -> np.ndarray:
+    """A mask image, bool [H, W]; ImageError where it cannot be read, else as `white_pixels`."""
+    return white_pixels(read_photo(path).rgb, str(path))
+
+
+def white_pixels(rgb: np.ndarray, name: str) -> np.ndarray:
+    """The lost pixels, bool [H, W], of a mask, uint8 or uint16 [H, W, 3]: those that are white.
+
+    White is above half of the range of its values, which is 0 to 1 where no value is above 1, else
+    that of its depth. A black image is a mask that loses nothing.
+
+    Args:
+      name: what messages call it.
+
+    Raises:
+      DataError: it loses every pixel; or it is not black, but no pixel is white.
+    """
+    brightest, white = int(rgb.max()), np.iinfo(rgb.dtype).max
+    half = white // 2 if brightest > 1 else 0
+    lost = np.all(rgb > half, axis=-1)
     if np.all(lost):
         raise DataError(
-            f"{path}: expected a mask, white where pixels are lost, got one that loses every "
+            f"{name}: expected a mask, white where pixels are lost, got one that loses every "
             "pixel; remove it, or invert it"
         )
+    if brightest and not np.any(lost):
+        raise DataError(
+            f"{name}: expected a mask, white where pixels are lost, got one without a pixel above "
+            f"{half} in all channels (the highest value is {brightest} of {white}); paint lost "
+            f"pixels {white}, or have values of 0 and 1"
+        )
     return lost
+
+
+def masks_digest(masks: Sequence[np.ndarray]) -> str:
+    """16 hex digits that change with any pixel of the masks, and with their order."""
+    digest = hashlib.blake2b(digest_size=8)
+    for mask in masks:
+        digest.update(repr(mask.shape).encode() + np.packbits(mask).tobytes())
+    return digest.hexdigest()
 
 
 def resize_mask(

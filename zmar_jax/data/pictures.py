@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import skimage.data
@@ -14,9 +14,11 @@ import skimage.data
 from zmar_jax.config import DataConfig
 from zmar_jax.data.copies import eight_bits
 from zmar_jax.data.errors import DataError
+from zmar_jax.data.folders import PairSet, Survey, Tell, choose, refuse_pairs, survey
 from zmar_jax.data.hashing import name_digest
-from zmar_jax.images import find_photos, read_photo
+from zmar_jax.imaging.images import find_photos, read_photo, size_text
 
+T = TypeVar("T")
 Split = Literal["train", "val"]
 
 BUILT_IN: dict[Split, tuple[str, ...]] = {
@@ -48,14 +50,23 @@ class Pictures:
     read: Callable[[int], tuple[np.ndarray, ...]]
 
 
-def pictures(config: DataConfig, split: Split) -> Pictures:
+def _nobody(text: str) -> None:
+    pass
+
+
+def pictures(config: DataConfig, split: Split, tell: Tell = _nobody) -> Pictures:
     """The split of the dataset that `config` names; the benchmarks validate on their test split.
+
+    Args:
+      tell: called with one line of what folders hold that is not read, or is not taken.
 
     Raises:
       DataError: a missing folder or dataset, or a split without photographs.
     """
     if config.name == "photos":
-        return photos(config, split)
+        return photos(config, split, tell)
+    if config.name == "pairs":
+        return pairs(config, split, tell)
     # the benchmarks need tensorflow-datasets, which takes seconds to import
     from zmar_jax.data.prepared import open_prepared
 
@@ -72,25 +83,68 @@ def pictures(config: DataConfig, split: Split) -> Pictures:
     return Pictures(config.name, ids, _digest([prepared.fingerprint, *ids]), read)
 
 
-def photos(config: DataConfig, split: Split) -> Pictures:
+def photos(config: DataConfig, split: Split, tell: Tell = _nobody) -> Pictures:
     """Clean photographs: the built-in ones, or those of the folders that `config` names."""
     if config.folder is None and config.val_folder is None:
         folder = Path(skimage.data.data_dir)
         found = [(folder / name, Path(name)) for name in BUILT_IN[split]]
     else:
-        found = _in_folders(config, split)
+        found = _in_folders(config, split, tell)
     samples = [_sample(path) for path, _ in found]
     ids = tuple(name.with_suffix("").as_posix() for _, name in found)
     return Pictures("photos", ids, _digest([*ids, *samples]), functools.partial(_read, found))
 
 
-def _in_folders(config: DataConfig, split: Split) -> list[tuple[Path, Path]]:
+def pairs(config: DataConfig, split: Split, tell: Tell = _nobody) -> Pictures:
+    """Dark pictures and their ground truths, paired by name (`folders.match`)."""
+    found = _pairs_in_folders(config, split, tell)
+    ids = tuple(id_ for id_, *_ in found)
+    samples = [_sample(path) for _, *both in found for path in both]
+    return Pictures("pairs", ids, _digest([*ids, *samples]), functools.partial(_read_pair, found))
+
+
+def _in_folders(config: DataConfig, split: Split, tell: Tell) -> list[tuple[Path, Path]]:
     folder = config.val_folder if split == "val" and config.val_folder else config.folder
     if folder is None:
         raise DataError("data.val_folder is given without data.folder: name what to train on")
-    found = find_photos([Path(folder).expanduser()])
+    if split == "val" and config.val_folder is None:
+        tell = _nobody  # it was told when the split to train on was opened
+    decoded = Path(config.data_dir).expanduser() / "cache"  # which may lie among the photographs
+    found = find_photos([Path(folder).expanduser()], skip=decoded, tell=tell)
+    if Path(folder).expanduser().is_dir() and not config.clean:
+        advice = "say data.name=pairs, or data.clean=true if all of it is clean photographs"
+        refuse_pairs(folder, survey(folder), advice)
     if config.val_folder is None:
-        found = [f for f in found if (hash_share(f[1]) < config.val_share) == (split == "val")]
+        found = [f for f in found if _falls_into(f[1], config, split)]
+    return _not_empty(found, folder, split)
+
+
+def _pairs_in_folders(config: DataConfig, split: Split, tell: Tell) -> list[tuple[str, Path, Path]]:
+    folder = config.val_folder if split == "val" and config.val_folder else config.folder
+    assert folder  # the configuration checks that
+    if config.gt_folder and folder == config.folder:
+        both = (Path(name).expanduser() for name in (folder, config.gt_folder))
+        seen = Survey((PairSet(".", *both),))
+    else:
+        seen = survey(folder)
+    chosen = choose(folder, seen, ("train",) if split == "train" else ("val", "test"))
+    shared = config.val_folder is None and len(seen.sets) == 1
+    if split == "val" and shared:
+        tell = _nobody  # it was told when the split to train on was opened
+    if chosen.place != ".":
+        use = "train and validate" if shared else "train" if split == "train" else "validate"
+        tell(f"{folder}: the pairs of {chosen.place} in it are taken to {use}")
+    found = chosen.match(tell)
+    if shared:
+        found = [f for f in found if _falls_into(Path(f[0]), config, split)]
+    return _not_empty(found, folder, split)
+
+
+def _falls_into(name: Path, config: DataConfig, split: Split) -> bool:
+    return (hash_share(name) < config.val_share) == (split == "val")
+
+
+def _not_empty(found: list[T], folder: str, split: Split) -> list[T]:
     if not found:
         raise DataError(
             f"{folder}: no photograph falls into the {split} split: add photographs, change "
@@ -106,6 +160,15 @@ def hash_share(name: Path) -> float:
 
 def _read(found: Sequence[tuple[Path, Path]], i: int) -> tuple[np.ndarray, ...]:
     return (eight_bits(read_photo(found[i][0]).rgb),)
+
+
+def _read_pair(found: Sequence[tuple[str, Path, Path]], i: int) -> tuple[np.ndarray, ...]:
+    _, low, gt = found[i]
+    both = tuple(eight_bits(read_photo(path).rgb) for path in (low, gt))
+    sizes = [size_text(pixels.shape) for pixels in both]
+    if sizes[0] != sizes[1]:
+        raise DataError(f"{low}: {sizes[0]}, but {gt} is {sizes[1]}")
+    return both
 
 
 def _sample(path: Path) -> str:

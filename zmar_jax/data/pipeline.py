@@ -4,30 +4,30 @@ Order, crop, flip, lost pixels and darkness of an example come from (seed, epoch
 contiguous rows of the same global batch.
 """
 
-import dataclasses
 import functools
 import multiprocessing
+import multiprocessing.process
 import os
 import signal
 import sys
 import threading
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
 from absl import flags
 
-from zmar_jax.config import DataConfig
-from zmar_jax.data.cache import PixelCache, Progress, open_cache
-from zmar_jax.data.degrade import darken
+from zmar_jax.config import DataConfig, ModelConfig
+from zmar_jax.data.cache import Progress, open_cache
 from zmar_jax.data.errors import DataError
-from zmar_jax.data.hashing import id_seed
-from zmar_jax.data.masks import load_masks, lose_pixels
+from zmar_jax.data.examples import Examples
+from zmar_jax.data.folders import Tell
+from zmar_jax.data.masks import load_masks, masks_digest
 from zmar_jax.data.pictures import Split, pictures
-from zmar_jax.exposure import apply_gain, brightest, gain, sample
-from zmar_jax.images import turn
 
 Batch = dict[str, np.ndarray]
 """low, gt: uint8 [b, H, W, 3] RGB; id: str [b]; of evaluation also valid: bool [b]."""
@@ -39,16 +39,20 @@ def make_loader(
     process_index: int = 0,
     process_count: int = 1,
     progress: Progress = lambda done, total: None,
-    white_point: float = 0.0,
+    brightness: float = 0.0,
+    tell: Tell = warnings.warn,
 ) -> "Loader":
     """Batches of this host: its `batch_size / process_count` rows of each global batch.
 
     `train` goes on for ever, in crops of `config.crop`. `val` gives each whole picture once, only
-    pictures of one size in a batch; rows that fill up a batch have `valid` False.
+    pictures of one size in a batch; rows that fill up a batch have `valid` False. Where no workers
+    can start, as in a program that is read from a pipe, this process loads.
 
     Args:
       progress: called while pictures are decoded, which happens once.
-      white_point: of the model (`ModelConfig`): what crops are exposed to, by their whole picture.
+      brightness: of the model (`ModelConfig`): what crops are exposed to, by their whole picture.
+      tell: called with one line of what folders hold that is not read, of what is left out, and of
+        workers that cannot start.
 
     Raises:
       DataError: a dataset that is missing, unreadable or smaller than the crop, or hosts that do
@@ -58,14 +62,16 @@ def make_loader(
         raise DataError(
             f"data.batch_size {config.batch_size} must be a multiple of the {process_count} hosts"
         )
-    smallest = config.crop if split == "train" else 16
-    cache = open_cache(pictures(config, split), config.data_dir, smallest, progress)
+    smallest = config.crop if split == "train" else ModelConfig().smallest
+    found, leave_out = pictures(config, split, tell), tell if config.skip_broken else None
+    cache = open_cache(found, config.data_dir, smallest, progress, leave_out)
     rows = config.batch_size // process_count
     mine = slice(process_index * rows, (process_index + 1) * rows)
-    examples = Examples(config, cache, load_masks(config.masks), white_point)
-    if split == "train":
-        return Loader(TrainBatches(examples, mine), config.workers)
-    return Loader(EvalBatches(examples, mine), config.workers)
+    # both splits have the same masks, so it is told once
+    masks = load_masks(config.masks, tell) if split == "train" else load_masks(config.masks)
+    examples = Examples(config, cache, masks, brightness)
+    batches = TrainBatches if split == "train" else EvalBatches
+    return Loader(batches(examples, mine), _workers(config.workers, tell))
 
 
 class Loader(Iterator[Batch]):
@@ -74,9 +80,15 @@ class Loader(Iterator[Batch]):
     def __init__(self, batches: "TrainBatches | EvalBatches", workers: int):
         self.batches = batches
         self._workers = workers
-        self.fingerprint = batches.examples.cache.fingerprint
-        """Of the pictures; a state is of use to these alone."""
+        examples = batches.examples
+        self.pictures, self.masks = examples.cache.fingerprint, masks_digest(examples.masks)
+        """Fingerprints of what batches are made of: the pictures, and the masks of a folder."""
         self._go_to(0)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all that batches are made of; a state is of use to these alone."""
+        return f"{self.pictures}, masks {self.masks}"
 
     def __len__(self) -> int:
         """Batches in all; of training, more than will ever be asked for."""
@@ -89,18 +101,27 @@ class Loader(Iterator[Batch]):
 
     def get_state(self) -> dict[str, Any]:
         """The number of batches given so far: enough, since a batch depends on its step alone."""
-        return {"step": self._step, "pictures": self.fingerprint}
+        return {"step": self._step, "pictures": self.pictures, "masks": self.masks}
 
-    def set_state(self, state: dict[str, Any]) -> None:
+    def set_state(self, state: dict[str, Any], accept_changes: bool = False) -> None:
         """Goes on as after `state["step"]` batches, at once: nothing is loaded to be skipped.
 
+        Args:
+          accept_changes: go on although the masks are others.
+
         Raises:
-          DataError: the state is of other pictures, so other batches would follow.
+          DataError: the state is of other pictures or masks, so other batches would follow.
         """
-        if state["pictures"] != self.fingerprint:
+        if state["pictures"] != self.pictures:
             raise DataError(
                 "the pictures are not those that this run was begun with; put them back, or begin "
                 "another run"
+            )
+        # states of older versions say nothing of masks
+        if state.get("masks", self.masks) != self.masks and not accept_changes:
+            raise DataError(
+                "the masks are not those that this run was begun with; put them back, begin "
+                "another run, or say --accept-changes"
             )
         self._go_to(state["step"])
 
@@ -119,62 +140,6 @@ class Loader(Iterator[Batch]):
             options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=1)
             stream = stream.mp_prefetch(options, worker_init_fn=_follow_parent)
         self._iterator = iter(stream)
-
-
-@dataclasses.dataclass(frozen=True)
-class Examples:
-    """Examples made of decoded pictures: darkened if they are clean, masked, cropped."""
-
-    config: DataConfig
-    cache: PixelCache
-    masks: tuple[np.ndarray, ...]
-    """Of a folder, if the configuration names one."""
-    white_point: float = 0.0
-
-    @property
-    def darkens(self) -> bool:
-        """Whether the pictures are clean photographs."""
-        return self.cache.roles == ("gt",)
-
-    def crop(self, i: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """A random crop of picture i and its ground truth (SPEC section 7)."""
-        height, width = self.cache.sizes[i]
-        size = self.config.crop
-        top, left = (int(rng.integers(n - size + 1)) for n in (height, width))
-        seed = int(rng.integers(2**32))
-        low, gt = self._window(i, seed, (top, left, size, size))
-        if self.white_point:
-            low = apply_gain(low, self.gain_of(i, seed))
-        turns, mirror = _flip(self.config.flip, rng)
-        return turn(low, turns, mirror), turn(gt, turns, mirror)
-
-    def whole(self, i: int) -> tuple[np.ndarray, np.ndarray]:
-        """Picture i and its ground truth; always the same, by its id and the seed."""
-        seed = id_seed(self.config.seed, self.cache.ids[i])
-        return self._window(i, seed, (0, 0, *self.cache.sizes[i]))
-
-    def gain_of(self, i: int, seed: int) -> float:
-        """What exposes picture i with this seed; of the noise, another draw."""
-        picture = self.cache.picture(i, self.cache.roles[0])
-        if self.darkens:
-            picture = sample(picture)
-            if self.white_point == 1:  # no other pixel matters
-                picture = brightest(picture)
-            picture = darken(picture, seed, self.config.darken)
-        return gain(picture, self.white_point)
-
-    def _window(
-        self, i: int, seed: int, window: tuple[int, int, int, int]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        top, left, height, width = window
-        low, gt = (
-            self.cache.picture(i, role)[top : top + height, left : left + width]
-            for role in (self.cache.roles[0], "gt")
-        )
-        if self.darkens:
-            low = darken(low, seed, self.config.darken)
-        size, masks = self.cache.sizes[i], self.config.masks
-        return lose_pixels(low, seed, size, window, masks, self.masks), np.asarray(gt)
 
 
 class TrainBatches:
@@ -229,6 +194,27 @@ class EvalBatches:
         return {"low": low, "gt": gt, "id": self.examples.cache.ids[i], "valid": row < len(chosen)}
 
 
+def _workers(wanted: int, tell: Tell) -> int:
+    """How many processes can load batches: none where they could not start, which is told."""
+    if wanted and (problem := _hindrance()):
+        tell(f"data.workers={wanted}: {problem}; batches are loaded in this process")
+        return 0
+    return wanted
+
+
+def _hindrance() -> str:
+    """Why no process can start from this one; "" if one can."""
+    if multiprocessing.current_process().daemon:
+        return "this process may not start others"
+    # each would run the program again, but for the part under `if __name__ == "__main__"`
+    main = sys.modules["__main__"]
+    file = getattr(main, "__file__", None)
+    if file is None or getattr(main, "__spec__", None) is not None:
+        return ""  # there is no program to run, or it is a module
+    there = Path(getattr(multiprocessing.process, "ORIGINAL_DIR", None) or "", file).is_file()
+    return "" if there else f"the program is {file}, which no other process can read"
+
+
 def _follow_parent(worker: int, workers: int) -> None:
     """Ctrl-C and SIGTERM go to all processes, but it is the training process that decides to end;
     and where it was killed, nobody else tells its workers."""
@@ -250,12 +236,6 @@ _ORDER, _CROP = 1, 2
 @functools.lru_cache(maxsize=4)
 def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((_ORDER, seed, epoch)).permutation(count)
-
-
-def _flip(flip: str, rng: np.random.Generator) -> tuple[int, bool]:
-    """Quarter turns and whether to mirror; draws the same numbers whatever `flip` is."""
-    turns, mirror = int(rng.integers(4)), bool(rng.integers(2))
-    return turns if flip == "dihedral" else 0, mirror and flip != "none"
 
 
 def _stack(examples: list[dict[str, Any]]) -> Batch:

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from zmar_jax.config.data import DATASETS
+from zmar_jax.config.data import BENCHMARKS
 from zmar_jax.data.errors import DataError
 from zmar_jax.data.frames import decode_png
-from zmar_jax.data.layouts import Split
+from zmar_jax.data.layouts import PublishedSplit
+from zmar_jax.files.replacing import put_back
 
 VERSION = "1.0.0"
 """Of the records: the folder below the benchmark's."""
@@ -30,10 +31,10 @@ class Prepared:
     fingerprint: 32 hex digits that change with any id, size or byte of an image.
     """
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], split: Split):
+    def __init__(self, folder: Path, manifest: dict[str, Any], split: PublishedSplit):
         examples = manifest["splits"][split]["examples"]
         self.name: str = manifest["name"]
-        self.split: Split = split
+        self.split: PublishedSplit = split
         self.ids: tuple[str, ...] = tuple(e["id"] for e in examples)
         self.sizes: tuple[tuple[int, int], ...] = tuple((e["height"], e["width"]) for e in examples)
         self.fingerprint: str = manifest["splits"][split]["fingerprint"]
@@ -72,17 +73,18 @@ class Prepared:
         )
 
 
-def open_prepared(name: str, data_dir: str | Path, split: Split) -> Prepared:
+def open_prepared(name: str, data_dir: str | Path, split: PublishedSplit) -> Prepared:
     """What `prepare` wrote. Decodes nothing yet.
 
     Raises DataError: not prepared (with the command to run), damaged, or an unknown split.
     """
     folder = Path(os.path.expanduser(data_dir)).absolute() / name / VERSION
-    if name not in DATASETS:
-        raise DataError(f"{name!r} is no benchmark; expected one of {', '.join(DATASETS)}")
+    if name not in BENCHMARKS:
+        raise DataError(f"{name!r} is no benchmark; expected one of {', '.join(BENCHMARKS)}")
     if split not in ("train", "test"):
         raise DataError(f"{name} has no split {split!r}; expected train or test")
     try:
+        put_back(folder.parent)
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         part = manifest["splits"][split]
         if part["fingerprint"] != fingerprint(manifest["name"], split, part["examples"]):
@@ -121,7 +123,7 @@ def verify(name: str, data_dir: str | Path) -> int:
     return count
 
 
-def records_of(builder: Any, split: Split) -> Any:
+def records_of(builder: Any, split: PublishedSplit) -> Any:
     """The records of a builder, by index: {"id", "low", "gt"}, all bytes as they were written."""
     encoded = {"low": tfds.decode.SkipDecoding(), "gt": tfds.decode.SkipDecoding()}
     return builder.as_data_source(split=split, decoders=encoded)
@@ -134,7 +136,7 @@ def checksum(record: dict[str, bytes]) -> str:
     return digest.hexdigest()
 
 
-def fingerprint(name: str, split: Split, examples: list[dict[str, Any]]) -> str:
+def fingerprint(name: str, split: PublishedSplit, examples: list[dict[str, Any]]) -> str:
     text = json.dumps([name, split, examples], sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 

@@ -11,24 +11,20 @@ import numpy as np
 
 from zmar_jax.config import to_dict
 from zmar_jax.data.hashing import id_seed
+from zmar_jax.evaluate.measures import (
+    Scoring,
+    against_truth,
+    measures_of,
+    value_of,
+    without_truth,
+    zero_pixels,
+)
 from zmar_jax.evaluate.network import Network, Sampling, batches
 from zmar_jax.evaluate.pairs import Pairs, Source
 from zmar_jax.evaluate.records import RESTORED, Record, Records
 from zmar_jax.evaluate.statistics import bootstrap
-from zmar_jax.images import Step
-from zmar_jax.metrics import Protocol, score
+from zmar_jax.imaging.images import Step
 from zmar_jax.weights import Weights
-
-METRICS = ("psnr", "ssim", "bits_per_dim", "psnr_input", "ssim_input", "lost_share")
-"""Of each picture; the last three of its input."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Scoring:
-    """How restorations are scored (`metrics.score`)."""
-
-    protocol: Protocol = "zmar"
-    gt_mean: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +61,7 @@ def settings(
         **lost,
         **({"darken": to_dict(source.darken)} if darkened else {}),
         **({"sdsd_frames": source.sdsd_frames} if pairs.name.startswith("sdsd") else {}),
-        **dataclasses.asdict(scoring),
+        **({} if pairs.kind == "dark" else dataclasses.asdict(scoring)),
         **dataclasses.asdict(sampling),
     }
 
@@ -81,13 +77,16 @@ def run(
     """Restores and scores whatever `records` has not, batch by batch.
 
     Returns:
-      A record for each pair, in order: id, height, width, METRICS, and seconds.
+      A record for each pair, in order: id, height, width, `measures.Measures.keys`, and seconds.
 
     Raises:
       DataError, ImageError, EvaluationError: a picture cannot be read, or a result not written.
+      MemoryLimitError: one does not fit into memory; nothing is computed then.
     """
     found = [records.find(*key) for key in zip(pairs.ids, pairs.digests, strict=True)]
-    for batch in batches(pairs.sizes, network.rows):
+    todo = [i for i, record in enumerate(found) if record is None]
+    network.check([pairs.ids[i] for i in todo], [pairs.sizes[i] for i in todo])
+    for batch in batches(pairs.sizes, network.rows, network.config.padded):
         # all of a batch again, even if some are done: the same batch rounds the same way
         if missing := [i for i in batch if found[i] is None]:
             computed = _batch(pairs, batch, network, sampling)
@@ -98,27 +97,34 @@ def run(
     return tuple(record for record in found if record)
 
 
-def evaluation(settings: dict[str, Any], records: Sequence[Record]) -> Evaluation:
-    """Means over the pictures; None where one of them has none, as NaN has no mean."""
+def summarize(settings: dict[str, Any], records: Sequence[Record]) -> Evaluation:
+    """Means over the pictures. The mean is None where a picture has no number."""
     means = {
-        name: bootstrap([math.nan if r[name] is None else r[name] for r in records])
-        for name in METRICS
+        name: bootstrap([value_of(record, name) for record in records])
+        for name in measures_of(settings["kind"]).keys
     }
     return Evaluation(settings, tuple(records), means)
 
 
 def not_finite(found: Evaluation) -> list[str]:
     """Ids of the pictures whose restoration has pixels that are not finite."""
-    return [record["id"] for record in found.records if record["ssim"] is None]
+    key = measures_of(found.settings["kind"]).main[1][0]
+    return [record["id"] for record in found.records if record[key] is None]
+
+
+def without_niqe(found: Evaluation) -> list[str]:
+    """Ids of the dark pictures that have too little texture for a NIQE, before or after."""
+    finite = [r for r in found.records if r.get("brightness") is not None]
+    return [r["id"] for r in finite if None in (r["niqe"], r["niqe_input"])]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Computed:
     low: np.ndarray
-    gt: np.ndarray
+    gt: np.ndarray | None
     mean: np.ndarray
     std: np.ndarray | None
-    bits_per_dim: float
+    bits_per_dim: float | None
     seconds: float
 
 
@@ -131,7 +137,8 @@ def _batch(
     restored = network.restore(lows, sampling, features)
     seconds = (network.seconds - before) / len(batch)
     seeds = [id_seed(sampling.seed, pairs.ids[i]) for i in batch]
-    bits = network.bits_per_dim(gts, seeds, features)
+    truths = [gt for gt in gts if gt is not None]
+    bits = network.bits_per_dim(truths, seeds, features) if truths else [None] * len(batch)
     several = sampling.members > 1
     return {
         i: _Computed(low, gt, mean, std if several else None, b, seconds)
@@ -141,24 +148,19 @@ def _batch(
 
 def _finish(pairs: Pairs, i: int, records: Records, scoring: Scoring, done: _Computed) -> Record:
     shown = np.round(255 * np.nan_to_num(done.mean)).astype(np.uint8)
-    # zmar scores the file; rf scores what was not rounded yet
-    scored = shown if scoring.protocol == "zmar" and np.isfinite(done.mean).all() else done.mean
-    of_output, of_input = (score(x, done.gt, **vars(scoring)) for x in (scored, done.low))
+    if done.gt is None:
+        scores = without_truth(done.mean, shown, done.low)
+    else:
+        scores = {
+            **against_truth(done.mean, shown, done.low, done.gt, scoring),
+            "bits_per_dim": done.bits_per_dim,
+        }
     values = {
-        "height": done.gt.shape[0],
-        "width": done.gt.shape[1],
-        "psnr": of_output.psnr,
-        "ssim": of_output.ssim,
-        "bits_per_dim": done.bits_per_dim,
-        "psnr_input": of_input.psnr,
-        "ssim_input": of_input.ssim,
-        "lost_share": float(lost_pixels(done.low).mean()),
+        "height": done.low.shape[0],
+        "width": done.low.shape[1],
+        **scores,
+        "lost_share": float(zero_pixels(done.low).mean()),
         "seconds": round(done.seconds, 4),
     }
     std = None if done.std is None else 255 * done.std.mean(-1)
     return records.add(pairs.ids[i], pairs.digests[i], shown, std, values)
-
-
-def lost_pixels(low: np.ndarray) -> np.ndarray:
-    """bool [H, W]: pixels that are zero in all channels, whether lost or only black."""
-    return np.all(low == 0, axis=-1)

@@ -3,14 +3,19 @@
 from pathlib import Path
 
 from zmar_jax.data.errors import DataError
+from zmar_jax.data.folders import Tell, match
 from zmar_jax.data.hashing import id_seed
 from zmar_jax.evaluate.network import Network, batches
-from zmar_jax.evaluate.pairs import inspect, match, read_eight_bits
-from zmar_jax.images import Step, find_photos
+from zmar_jax.evaluate.pairs import inspect, read_eight_bits
+from zmar_jax.imaging.images import Step, find_photos
 
 
-def find_pairs(low: Path, restored: Path) -> list[tuple[str, Path, Path]]:
-    """(id, low, restored) of two files, or of two folders by name (`pairs.match`).
+def find_pairs(
+    low: Path, restored: Path, tell: Tell = lambda text: None
+) -> list[tuple[str, Path, Path]]:
+    """(id, low, restored) of two files, or of two folders by name (`folders.match`).
+
+    `tell` is called as `images.find_photos` does.
 
     Raises:
       DataError, ImageError: one is missing, a file and a folder, or folders whose files do not
@@ -22,7 +27,7 @@ def find_pairs(low: Path, restored: Path) -> list[tuple[str, Path, Path]]:
                 raise DataError(f"{path}: no such file or folder")
         raise DataError(f"expected two files or two folders, got {low} and {restored}")
     if low.is_dir():
-        return match(find_photos([low]), find_photos([restored]))
+        return match(find_photos([low], tell=tell), find_photos([restored], tell=tell))
     return [(low.stem, low, restored)]
 
 
@@ -41,8 +46,9 @@ def score_pairs(
       DataError: pictures that cannot be read, of two sizes in one pair, or below 16x16.
     """
     sizes, _ = inspect([(low, restored) for _, low, restored in pairs])
+    network.check([str(low) for _, low, _ in pairs], sizes)
     scores = {}
-    for batch in batches(sizes, network.rows):
+    for batch in batches(sizes, network.rows, network.config.padded):
         ids, lows, restored = zip(*(pairs[i] for i in batch), strict=True)
         features = network.encode([read_eight_bits(path) for path in lows])
         seeds = [id_seed(seed, id_) for id_ in ids]

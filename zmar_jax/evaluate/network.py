@@ -10,12 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
 
-from zmar_jax import compilation, losses, ops, sharding
-from zmar_jax.exposure import expose
+from zmar_jax import ops
 from zmar_jax.flow import invert_weights
-from zmar_jax.images import pad_to_eights, turn
-from zmar_jax.latents import Tally, latent
-from zmar_jax.models import ZmarSNFlow
+from zmar_jax.imaging.exposure import as_seen
+from zmar_jax.imaging.images import pad_to_multiple, turn
+from zmar_jax.models import ZmarSNFlow, losses
+from zmar_jax.restore import memory
+from zmar_jax.restore.latents import Tally, latent
+from zmar_jax.runtime import compilation, sharding
+from zmar_jax.runtime.stop import stop_if_asked
 from zmar_jax.torch_port import WeightsError
 from zmar_jax.weights import Weights
 
@@ -62,11 +65,19 @@ class Network:
         weights: Weights,
         per_device: int | None = None,
         devices: Sequence[Any] | None = None,
+        memory_limit: int | None = None,
+        likelihood: bool = True,
     ):
         """`per_device` pictures are computed at once on each device; None is about a megapixel of
-        them, or one on a CPU."""
+        them if they fit, or one on a CPU.
+
+        Args:
+          memory_limit: bytes that each device may take; None: what there is, less a reserve.
+          likelihood: whether `bits_per_dim` will be asked for.
+        """
         mesh = sharding.make_mesh(devices=devices)
         model = ZmarSNFlow(weights.config, compilation.stripe_bytes())
+        self.config, self._memory, self._likelihood = weights.config, memory_limit, likelihood
         self.seconds, self._mesh, self._per_device = 0.0, mesh, per_device
         try:
             variables = {"params": weights.params, "inverse": invert_weights(weights.params)}
@@ -74,7 +85,7 @@ class Network:
             raise WeightsError(f"an invconv.weight is singular ({e}); use other weights") from e
         self._variables = jax.device_put(variables, NamedSharding(mesh, sharding.REPLICATED))
         self._compiled: dict[Any, Any] = {}
-        quantization, self._white_point = weights.config.quantization, weights.config.white_point
+        quantization, self._brightness = weights.config.quantization, weights.config.brightness
 
         def encode(variables: Any, low: Array) -> Any:
             low = sharding.constrain(low, sharding.BATCH)
@@ -82,7 +93,7 @@ class Network:
             return sharding.constrain(features, sharding.BATCH)
 
         def decode(variables: Any, z: Array, features: Any) -> Array:
-            z = jnp.broadcast_to(z, (len(features["fea_up0"]), *z.shape[1:]))
+            z = jnp.broadcast_to(z, (jax.tree.leaves(features)[0].shape[0], *z.shape[1:]))
             x, _ = model.apply(variables, z, features, method="decode")
             return sharding.constrain(ops.to_pixels(x), sharding.BATCH)
 
@@ -104,12 +115,44 @@ class Network:
         if per_device is None:
             on_cpu = jax.default_backend() == "cpu"
             per_device = 1 if on_cpu else max(MEGAPIXEL // (height * width), 1)
+            limit = memory.limit_of(self._memory, self._mesh.size)
+            while per_device > 1 and self._need(height, width, per_device) > limit:
+                per_device //= 2
         return per_device * self._mesh.size
+
+    def check(self, names: Sequence[str], sizes: Sequence[tuple[int, int]]) -> None:
+        """Raises MemoryLimitError where pictures of these (height, width) do not fit, before any
+        is computed; it names the largest."""
+        if not sizes:
+            return
+        limit = memory.limit_of(self._memory, self._mesh.size)
+        taken = {
+            size: self._need(*size, self.rows(*size) // self._mesh.size)
+            for size in {self.config.padded(*size) for size in sizes}
+        }
+        needs = [taken[self.config.padded(*size)] for size in sizes]
+        largest = max(range(len(sizes)), key=needs.__getitem__)
+        if needs[largest] > limit:
+            several = self._per_device or 1
+            raise memory.MemoryLimitError(
+                f"{names[largest]}: {memory.needs(*sizes[largest], needs[largest], limit)}; make "
+                f"it smaller or leave it out, or say more --memory"
+                f"{' or less --batch' if several > 1 else ''}"
+            )
+
+    def _need(self, height: int, width: int, batch: int) -> int:
+        return memory.need(
+            self.config,
+            height,
+            width,
+            compilation.stripe_bytes(),
+            batch=batch,
+            likelihood=self._likelihood,
+        )
 
     def encode(self, lows: Pictures) -> Any:
         """What the flow decodes with, of a whole batch (`ZmarSNFlow.features`)."""
-        exposed = [expose(low, self._white_point) for low in lows]
-        return self._run(self._encode, self._variables, self._batch(exposed))
+        return self._encode_seen([as_seen(low, self._brightness).image for low in lows])
 
     def restore(
         self, lows: Pictures, sampling: Sampling, features: Any
@@ -122,22 +165,26 @@ class Network:
         Returns:
           float64 [H, W, 3] both, of 1 = white; NaN where a restoration is not finite.
         """
+        padded = self.config.padded(*lows[0].shape[:2])
         tallies = [Tally(low.shape) for low in lows]
+        seen = [as_seen(low, self._brightness) for low in lows]
         for turns, mirror in sampling.symmetries:
             if (turns, mirror) != _AS_IT_IS:
-                features = self.encode([turn(low, turns, mirror) for low in lows])
+                # as exposed before: a turned picture has other blocks, and they would be measured
+                features = self._encode_seen([turn(low.image, turns, mirror) for low in seen])
             for i in range(sampling.samples):
-                z = latent(sampling.heat, sampling.seed, i, features["fea_up0"].shape[1:3])
+                size = padded[::-1] if turns % 2 else padded
+                z = latent(sampling.heat, sampling.seed, i, self.config.latent_shape(*size))
                 x = np.asarray(self._run(self._decode, self._variables, z, features))
-                for low, tally, picture in zip(lows, tallies, x, strict=False):
-                    height, width = low.shape[1::-1] if turns % 2 else low.shape[:2]
-                    tally.add(_turn_back(picture[:height, :width], turns, mirror))
+                for low, tally, picture in zip(seen, tallies, x, strict=False):
+                    height, width = low.image.shape[1::-1] if turns % 2 else low.image.shape[:2]
+                    tally.add(low.keep(_turn_back(picture[:height, :width], turns, mirror)))
         return [(tally.mean, tally.std) for tally in tallies]
 
     def bits_per_dim(self, gts: Pictures, seeds: Sequence[int], features: Any) -> list[float]:
         """Negative log-likelihood of each picture, bits per dimension (`losses.bits_per_dim`).
 
-        Of the pictures as they are padded to multiples of 8.
+        Of the pictures as they are padded to multiples of the stride.
 
         Args:
           seeds: of each picture's dequantisation noise, below 2**32.
@@ -148,8 +195,11 @@ class Network:
         bits = self._run(self._bits, self._variables, batch, filled, features)
         return np.asarray(bits)[: len(gts)].tolist()
 
+    def _encode_seen(self, exposed: Pictures) -> Any:
+        return self._run(self._encode, self._variables, self._batch(exposed))
+
     def _batch(self, pictures: Pictures) -> Array:
-        padded = np.stack([pad_to_eights(picture) for picture in pictures])
+        padded = np.stack([pad_to_multiple(picture, self.config.stride) for picture in pictures])
         return self._split(_filled(padded, self.rows(*padded.shape[1:3])))
 
     def _split(self, array: np.ndarray) -> Array:
@@ -159,22 +209,27 @@ class Network:
         key = (id(program), *(leaf.shape for leaf in jax.tree.leaves(args[1:])))
         if key not in self._compiled:
             self._compiled[key] = program.compile(*args)
+        stop_if_asked()
         start = time.perf_counter()
         result = jax.block_until_ready(self._compiled[key](*args))
         self.seconds += time.perf_counter() - start
         return result
 
 
-def batches(sizes: Sequence[tuple[int, int]], rows: Callable[[int, int], int]) -> list[list[int]]:
+def batches(
+    sizes: Sequence[tuple[int, int]],
+    rows: Callable[[int, int], int],
+    padded: Callable[[int, int], tuple[int, int]],
+) -> list[list[int]]:
     """Indices of pictures, in batches of one padded size; what is in a batch depends on all sizes
     alone, so that it stays the same when a run goes on.
 
     Args:
-      rows: of a batch, given the padded height and width.
+      rows: of a batch, given the padded height and width; padded: the padded size of a size.
     """
     buckets: dict[tuple[int, int], list[int]] = {}
     for i, (height, width) in enumerate(sizes):
-        buckets.setdefault((height + -height % 8, width + -width % 8), []).append(i)
+        buckets.setdefault(padded(height, width), []).append(i)
     found = []
     for size, indices in buckets.items():
         step = rows(*size)

@@ -1,4 +1,4 @@
-"""What is evaluated: dark pictures and their ground truths, of a benchmark or a folder."""
+"""What is evaluated: dark pictures, with or without ground truths, of a benchmark or a folder."""
 
 import dataclasses
 import hashlib
@@ -9,23 +9,22 @@ from typing import Literal
 import numpy as np
 import skimage.data
 
-from zmar_jax.config import DATASETS, DarkenConfig, MaskConfig
+from zmar_jax.config import BENCHMARKS, DarkenConfig, MaskConfig, ModelConfig
 from zmar_jax.data.copies import darken_photo, eight_bits
 from zmar_jax.data.errors import DataError
+from zmar_jax.data.folders import Found, PairSet, choose, id_of, refuse_pairs, role_of, survey
 from zmar_jax.data.hashing import id_seed
-from zmar_jax.data.layouts import pairing_key
-from zmar_jax.data.masks import apply_mask, draw_mask, load_masks
+from zmar_jax.data.masks import apply_mask, draw_mask, load_masks, masks_digest
 from zmar_jax.data.pictures import BUILT_IN, first_of_each_scene
-from zmar_jax.images import find_photos, read_photo, size_text
+from zmar_jax.evaluate import niqe
+from zmar_jax.imaging.images import find_photos, read_photo, size_text
+from zmar_jax.runtime.stop import stop_if_asked
 
-Found = Sequence[tuple[Path, Path]]
-"""Files and their names relative to a folder, as `images.find_photos` returns them."""
-
-LOW_FOLDERS, GT_FOLDERS = ("low", "input"), ("gt", "high", "normal", "target")
-"""Subfolders, in any case, that make a folder one of pairs."""
 BUILT_IN_NAME = "builtin"
 """The photographs that come with scikit-image and that training keeps for validation."""
-SMALLEST = 16
+SMALLEST = ModelConfig().smallest
+Kind = Literal["benchmark", "pairs", "photographs", "dark"]
+"""`photographs` are clean and get darkened; `dark` pictures have no ground truth."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,47 +42,60 @@ class Source:
     """Frames taken of each SDSD scene; None is all."""
     seed: int = 0
     """Of masks and darkening."""
+    reference: bool = True
+    """Whether there are ground truths, or they can be made."""
+    gt: str | None = None
+    """The folder of the ground truths, where `data` is that of the dark pictures."""
+    clean: bool = False
+    """Whether `data` holds clean photographs, whatever its folders are called."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """Pairs by index. `read(i)` gives low and gt, uint8 [H, W, 3], the same at every call.
+    """Pairs by index. `read(i)` gives low and gt, uint8 [H, W, 3], the same at every call; gt is
+    None for all pictures of kind `dark`.
 
-    ids: unique; sizes: (height, width); digests: change with the files of a pair and its mask.
+    ids: unique; sizes: (height, width); digests: change with the files of a pair and its mask;
+    notes: what the user is to know about them, in one line each.
     """
 
     name: str
-    kind: Literal["benchmark", "pairs", "photographs"]
+    kind: Kind
     ids: tuple[str, ...]
     sizes: tuple[tuple[int, int], ...]
     digests: tuple[str, ...]
-    read: Callable[[int], tuple[np.ndarray, np.ndarray]]
+    read: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
+    notes: tuple[str, ...] = ()
 
 
-def kind_of(data: str) -> Literal["benchmark", "pairs", "photographs"]:
-    """What `data` names: a benchmark; a folder of pairs; or clean photographs.
+def kind_of(data: str, reference: bool = True, gt: str | None = None, clean: bool = False) -> Kind:
+    """What `data` names: a benchmark; a folder with pairs; or clean photographs.
 
-    A folder holds pairs if it has one subfolder of `LOW_FOLDERS` and one of `GT_FOLDERS`, and
-    photographs if it has none of these.
+    Without `reference` a folder holds dark pictures. The others are as of `Source`.
 
     Raises:
-      DataError: neither a benchmark nor a folder; or a folder that is neither of the two.
+      DataError: neither a benchmark nor a folder; or a folder that may hold pairs, but they cannot
+        be told.
     """
-    if data in DATASETS:
-        return "benchmark"
-    if data == BUILT_IN_NAME:
-        return "photographs"
-    low, gt = _subfolders(data)
-    if len(low) == len(gt) == 1:
-        return "pairs"
-    if low or gt:
-        found = ", ".join(path.name for path in low + gt)
+    if reference and gt is None:
+        if data in BENCHMARKS:
+            return "benchmark"
+        if data == BUILT_IN_NAME:
+            return "photographs"
+    if not Path(data).expanduser().is_dir():
         raise DataError(
-            f"{data}: expected one subfolder called {' or '.join(LOW_FOLDERS)} and one called "
-            f"{', '.join(GT_FOLDERS[:-1])} or {GT_FOLDERS[-1]}, or none of these and clean "
-            f"photographs; found {found}"
+            f"{data}: no such folder, and no benchmark; name a folder, {', '.join(BENCHMARKS)} or "
+            f"{BUILT_IN_NAME} (those that come with scikit-image)"
         )
-    return "photographs"
+    if gt is not None:
+        return "pairs"
+    if clean or not reference:
+        return "photographs" if clean else "dark"
+    found = survey(data)
+    if not found.sets:
+        advice = "name both folders with --data and --gt, or say --clean if all are photographs"
+        refuse_pairs(data, found, advice)
+    return "pairs" if found.sets else "photographs"
 
 
 def open_pairs(source: Source) -> Pairs:
@@ -91,41 +103,26 @@ def open_pairs(source: Source) -> Pairs:
 
     Raises:
       DataError, ImageError: nothing there, a file without a partner, pairs of two sizes, pictures
-        smaller than 16x16, or a file that cannot be read; all that are wrong are named.
+        smaller than SMALLEST, or a file that cannot be read; all that are wrong are named.
     """
-    kind = kind_of(source.data)
+    openers: dict[Kind, Callable[[Source], Pairs]] = {
+        "benchmark": _benchmark,
+        "pairs": _folder_pairs,
+        "photographs": _photographs,
+        "dark": _dark_pictures,
+    }
+    kind = kind_of(source.data, source.reference, source.gt, source.clean)
     masks = load_masks(source.masks)
-    pairs = {"benchmark": _benchmark, "pairs": _folder_pairs, "photographs": _photographs}[kind](
-        source
-    )
-    salt = hashlib.blake2b(digest_size=8)
-    for mask in masks:
-        salt.update(repr(mask.shape).encode() + np.packbits(mask).tobytes())
+    pairs = openers[kind](source)
+    salt = masks_digest(masks)
 
-    def read(i: int) -> tuple[np.ndarray, np.ndarray]:
+    def read(i: int) -> tuple[np.ndarray, np.ndarray | None]:
         low, gt = pairs.read(i)
         seed = id_seed(source.seed, pairs.ids[i])
         return apply_mask(low, draw_mask(seed, low.shape[:2], source.masks, masks)), gt
 
-    digests = tuple(f"{digest}-{salt.hexdigest()}" for digest in pairs.digests)
+    digests = tuple(f"{digest}-{salt}" for digest in pairs.digests)
     return dataclasses.replace(pairs, read=read, digests=digests)
-
-
-def match(low: Found, gt: Found) -> list[tuple[str, Path, Path]]:
-    """(id, low, gt) of the files that have the same name but for suffix, case, and a leading
-    low, normal or high; sorted by id, the name of low without suffix.
-
-    Raises:
-      DataError: lists each file without a partner, and each name that is there twice.
-    """
-    problems: list[str] = []
-    lows, gts = _keyed(low, problems), _keyed(gt, problems)
-    problems += [f"{lows[key][0]}: no partner" for key in lows.keys() - gts.keys()]
-    problems += [f"{gts[key][0]}: no partner" for key in gts.keys() - lows.keys()]
-    if problems:
-        raise DataError("\n  ".join(["files that do not pair", *sorted(problems)]))
-    pairs = [(_id(name), path, gts[key][0]) for key, (path, name) in lows.items()]
-    return sorted(pairs)
 
 
 def read_eight_bits(path: Path) -> np.ndarray:
@@ -152,40 +149,75 @@ def _benchmark(source: Source) -> Pairs:
 
 
 def _folder_pairs(source: Source) -> Pairs:
-    (low,), (gt,) = _subfolders(source.data)
-    pairs = match(find_photos([low]), find_photos([gt]))
+    notes: list[str] = []
+    if source.gt is not None:
+        chosen = PairSet(".", *(Path(name).expanduser() for name in (source.data, source.gt)))
+    else:
+        chosen = choose(source.data, survey(source.data), ("test", "val"))
+        if chosen.place != ".":
+            notes.append(f"{source.data}: the pairs of {chosen.place} in it are taken")
+    pairs = chosen.match(notes.append)
 
     def read(i: int) -> tuple[np.ndarray, np.ndarray]:
         return read_eight_bits(pairs[i][1]), read_eight_bits(pairs[i][2])
 
     files = [(a, b) for _, a, b in pairs]
-    name = Path(source.data).expanduser().resolve().name
-    return Pairs(name, "pairs", tuple(id_ for id_, _, _ in pairs), *inspect(files), read)
+    ids = tuple(id_ for id_, _, _ in pairs)
+    name = (Path(_name(source.data)) / chosen.place).as_posix()
+    return Pairs(name, "pairs", ids, *inspect(files), read, tuple(notes))
 
 
 def _photographs(source: Source) -> Pairs:
     """Clean photographs, darkened; with their masks, as `zmar-jax mask --darken` writes them."""
+    notes: list[str] = []
     if source.data == BUILT_IN_NAME:
         folder = Path(skimage.data.data_dir)
         found = [(folder / name, Path(name)) for name in BUILT_IN["val"]]
     else:
-        found = find_photos([Path(source.data).expanduser()])
-    ids = tuple(_id(name) for _, name in found)
-    if len(set(ids)) < len(ids):
-        twice = sorted({id_ for id_ in ids if ids.count(id_) > 1})
-        raise DataError(f"{source.data}: more than one photograph called {', '.join(twice)}")
+        found = find_photos([Path(source.data).expanduser()], tell=notes.append)
+    ids = _ids(source.data, found)
 
     def read(i: int) -> tuple[np.ndarray, np.ndarray]:
         photo = read_photo(found[i][0])
         dark = darken_photo(photo, id_seed(source.seed, ids[i]), source.darken)
         return dark.rgb, eight_bits(photo.rgb)
 
-    name = (
-        source.data
-        if source.data == BUILT_IN_NAME
-        else Path(source.data).expanduser().resolve().name
-    )
-    return Pairs(name, "photographs", ids, *inspect([(path,) for path, _ in found]), read)
+    name = source.data if source.data == BUILT_IN_NAME else _name(source.data)
+    sizes, digests = inspect([(path,) for path, _ in found])
+    return Pairs(name, "photographs", ids, sizes, digests, read, tuple(notes))
+
+
+def _dark_pictures(source: Source) -> Pairs:
+    """All pictures of a folder; of a folder of pairs, the dark ones."""
+    notes: list[str] = []
+    found = _dark_files(source.data, notes.append)
+    sizes, digests = inspect([(path,) for path, _ in found])
+    small = [
+        f"{path}: {size_text(size)}, too small for NIQE: it needs two patches of "
+        f"{niqe.PATCH}x{niqe.PATCH}, as {2 * niqe.PATCH}x{niqe.PATCH} has"
+        for (path, _), size in zip(found, sizes, strict=True)
+        if not niqe.fits(*size)
+    ]
+    if small:
+        raise DataError("\n  ".join([f"{len(small)} picture(s) without a score", *small]))
+
+    def read(i: int) -> tuple[np.ndarray, None]:
+        return read_eight_bits(found[i][0]), None
+
+    ids = _ids(source.data, found)
+    return Pairs(_name(source.data), "dark", ids, sizes, digests, read, tuple(notes))
+
+
+def _dark_files(data: str, tell: Callable[[str], None]) -> Found:
+    seen = survey(data)
+    if seen.sets:
+        chosen = choose(data, seen, ("test", "val"))
+        if chosen.low == chosen.gt:
+            return [(low, Path(low.name)) for _, low, _ in chosen.match(tell)]
+        return find_photos([chosen.low], tell=tell)
+    parts = [(path, role_of(path.name)) for group in seen.unclear for path in group]
+    low = [path for path, said in parts if said and said[1] == "low" and path.is_dir()]
+    return find_photos(low or [Path(data).expanduser()], tell=tell)
 
 
 def inspect(
@@ -195,6 +227,7 @@ def inspect(
     sizes, digests, problems = [], [], []
     for paths in examples:
         digest, shapes = hashlib.blake2b(digest_size=16), []
+        stop_if_asked()
         for path in paths:
             try:
                 shapes.append(read_photo(path).rgb.shape[:2])
@@ -216,34 +249,14 @@ def inspect(
     return tuple(sizes), tuple(digests)
 
 
-def _subfolders(data: str) -> tuple[list[Path], list[Path]]:
-    """The subfolders of a folder that hold low pictures, and ground truths."""
-    folder = Path(data).expanduser()
-    if not folder.is_dir():
-        raise DataError(
-            f"{data}: no such folder, and no benchmark; name a folder, {', '.join(DATASETS)} or "
-            f"{BUILT_IN_NAME} (those that come with scikit-image)"
-        )
-    try:
-        below = sorted(path for path in folder.iterdir() if path.is_dir())
-    except OSError as e:
-        raise DataError(f"{data}: cannot be read ({e.strerror})") from e
-    low, gt = (
-        [path for path in below if path.name.casefold() in names]
-        for names in (LOW_FOLDERS, GT_FOLDERS)
-    )
-    return low, gt
+def _name(data: str) -> str:
+    """A folder's, without its path."""
+    return Path(data).expanduser().resolve().name
 
 
-def _keyed(found: Found, problems: list[str]) -> dict[str, tuple[Path, Path]]:
-    keyed: dict[str, tuple[Path, Path]] = {}
-    for path, name in found:
-        key = (name.parent / pairing_key(name.stem)).as_posix()
-        if key in keyed:
-            problems.append(f"{path}: pairs as {key}, and so does {keyed[key][0]}")
-        keyed.setdefault(key, (path, name))
-    return keyed
-
-
-def _id(name: Path) -> str:
-    return name.with_suffix("").as_posix()
+def _ids(data: str, found: Found) -> tuple[str, ...]:
+    ids = tuple(id_of(name) for _, name in found)
+    if len(set(ids)) < len(ids):
+        twice = sorted({id_ for id_ in ids if ids.count(id_) > 1})
+        raise DataError(f"{data}: more than one photograph called {', '.join(twice)}")
+    return ids

@@ -19,8 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from zmar_jax.images import Photo, write_photo
-from zmar_jax.run.folder import write_whole
+from zmar_jax.files.errors import errors_as
+from zmar_jax.files.lock import LockedError, take
+from zmar_jax.files.replacing import write_whole
+from zmar_jax.imaging.images import Photo, write_photo
 
 RESTORED, UNCERTAINTY = "restored", "uncertainty"
 _SETTINGS, _RECORDS = "evaluation.json", "records.jsonl"
@@ -30,6 +32,29 @@ Record = dict[str, Any]
 
 class EvaluationError(ValueError):
     """An evaluation that cannot be begun, gone on with or written."""
+
+
+@contextlib.contextmanager
+def only_evaluation(folder: Path) -> Iterator[None]:
+    """Keeps other evaluations out of the folder, which is made, until left or the process ends.
+
+    Each would drop records of the other.
+
+    Raises:
+      EvaluationError: another evaluation is there, or the folder cannot be written.
+    """
+    try:
+        with writing(folder):
+            lock = take(folder)
+    except LockedError as e:
+        raise EvaluationError(
+            f"{folder}: another evaluation is writing there; wait until it has ended, or choose "
+            "another --out"
+        ) from e
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Records:
@@ -87,7 +112,7 @@ class Records:
         for name, photo in photos.items():
             write_photo(self.folder / name, photo)
         files = {name: _digest(self.folder / name) for name in photos}
-        record = {"id": id_, "digest": digest, "files": files, **plain(values)}
+        record = {"id": id_, "digest": digest, "files": files, **with_infinite(values)}
         with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             file.write(_line(record))
             file.flush()
@@ -117,15 +142,23 @@ def plain(values: Mapping[str, Any]) -> Record:
     }
 
 
+def with_infinite(values: Mapping[str, Any]) -> Record:
+    """`plain`, with the names of what is infinite, as the PSNR of a picture that equals its ground
+    truth."""
+    infinite = [key for key, value in values.items() if value == math.inf]
+    return plain(values) | ({"infinite": infinite} if infinite else {})
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as e:
-        raise EvaluationError(
+    def problem(e: Any) -> str:
+        return (
             f"{e.filename or path}: cannot be written ({e.strerror}); mend that and start again: "
             "what is done is kept"
-        ) from e
+        )
+
+    with errors_as(EvaluationError, problem, OSError):
+        yield
 
 
 def _read(path: Path) -> dict[str, Record]:

@@ -1,5 +1,9 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
+// JSON has no infinity
+for (const image of data.images)
+  for (const column of data.columns)
+    if (column.digits !== undefined && image[column.key] === "infinite") image[column.key] = Infinity;
 const byId = (id) => document.getElementById(id);
 
 function make(tag, properties = {}, ...children) {
@@ -11,6 +15,7 @@ function make(tag, properties = {}, ...children) {
 function shown(image, column) {
   const value = image[column.key];
   if (column.digits === undefined) return value;
+  if (value === Infinity) return "infinite";
   return value === null ? "not finite" : (value * (column.factor ?? 1)).toFixed(column.digits);
 }
 
@@ -61,8 +66,13 @@ function sorted(key, sign) {
 }
 
 function showScatter() {
-  const points = data.images.map((image, i) => [100 * image.lost_share, image.psnr, i])
-    .filter(([, psnr]) => psnr !== null);
+  const [across, up] = [data.plot.x, data.plot.y].map(
+    (key) => data.columns.find((column) => column.key === key));
+  const value = (image, column) => image[column.key] * (column.factor ?? 1);
+  const named = (column) => column.label + (column.unit && `,${column.unit}`);
+  byId("plotted").textContent = data.plot.title;
+  const points = data.images.map((image, i) => [value(image, across), value(image, up), i])
+    .filter(([, y, i]) => data.images[i][up.key] !== null && Number.isFinite(y));
   if (!points.length) return;
   const [left, right, top, bottom] = [76, 624, 12, 284];
   const x = scale(points.map((p) => p[0]), left, right);
@@ -78,13 +88,14 @@ function showScatter() {
   }
   const middle = (top + bottom) / 2;
   parts.push(svg("text", { x: (left + right) / 2, y: 336, "text-anchor": "middle" },
-    "pixels of the input that are zero, %"));
+    named(across)));
   parts.push(svg("text", { x: 22, y: middle, "text-anchor": "middle",
-    transform: `rotate(-90 22 ${middle})` }, "PSNR, dB"));
-  for (const [share, psnr, i] of points) {
-    const text = `${data.images[i].id}: ${psnr.toFixed(2)} dB, ${share.toFixed(1)} % zero`;
+    transform: `rotate(-90 22 ${middle})` }, named(up)));
+  for (const [a, b, i] of points) {
+    const image = data.images[i];
+    const text = [image.id, ...[up, across].map((c) => `${c.label} ${shown(image, c)}`)].join(", ");
     parts.push(svg("a", { href: `#picture-${i}`, "aria-label": text },
-      svg("circle", { cx: x(share), cy: y(psnr), r: 5 }, svg("title", {}, text))));
+      svg("circle", { cx: x(a), cy: y(b), r: 5 }, svg("title", {}, text))));
   }
   byId("scatter").append(...parts);
 }
@@ -171,6 +182,7 @@ function showCards(cards) {
   form.addEventListener("submit", (event) => event.preventDefault());
   byId("cards").append(...cards);
   cards.forEach((card) => observer.observe(card));
+  byId("truth").hidden = !("gt" in data.images[0].pictures);
   byId("deviation").hidden = !data.deviation;
   byId("deviation").querySelector("span").textContent = data.deviation;
 }

@@ -1,6 +1,7 @@
 """report.html: one file that shows an evaluation without a network."""
 
 import base64
+import dataclasses
 import html
 import io
 import json
@@ -14,27 +15,19 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from zmar_jax.evaluate.evaluation import Evaluation, lost_pixels
+from zmar_jax.evaluate.evaluation import Evaluation
+from zmar_jax.evaluate.measures import measures_of, zero_pixels
 from zmar_jax.evaluate.pairs import Pairs
-from zmar_jax.evaluate.records import RESTORED, UNCERTAINTY, levels_of, writing
+from zmar_jax.evaluate.records import RESTORED, UNCERTAINTY, Record, levels_of, writing
 from zmar_jax.evaluate.table import compare, facts
-from zmar_jax.images import Step, read_photo
-from zmar_jax.run.folder import write_whole
+from zmar_jax.files.replacing import write_whole
+from zmar_jax.imaging.images import Step, read_photo
 
-SIDE, PICTURES, SMALLEST = 600, 100, 160
+SIDE, PICTURES, LEAST_SIDE = 600, 100, 160
 """Longest side of the pictures that are shown, pixels; more than so many pictures are made smaller,
 so that the file stays below 30 MB, but not smaller than the last."""
 QUALITY = 85
 _LOST_COLOUR = (230, 0, 126, 200)
-_COLUMNS: tuple[dict[str, Any], ...] = (
-    {"key": "id", "label": "picture"},
-    {"key": "psnr", "label": "PSNR", "digits": 2},
-    {"key": "ssim", "label": "SSIM", "digits": 4},
-    {"key": "bits_per_dim", "label": "bits/dim", "digits": 3},
-    {"key": "psnr_input", "label": "PSNR of input", "digits": 2},
-    {"key": "lost_share", "label": "zero, %", "digits": 1, "factor": 100},
-    {"key": "seconds", "label": "seconds", "digits": 2},
-)
 
 
 def write_report(
@@ -48,27 +41,39 @@ def write_report(
     Raises:
       EvaluationError, ImageError, DataError: it cannot be written, or a picture not read.
     """
-    side = round(min(SIDE, max(SMALLEST, SIDE * math.sqrt(PICTURES / len(found.records)))))
+    side = round(min(SIDE, max(LEAST_SIDE, SIDE * math.sqrt(PICTURES / len(found.records)))))
     deviation = _largest_deviation(found, folder)
+    measures = measures_of(found.settings["kind"])
+    columns = [
+        {"key": "id", "label": "picture"},
+        *(dataclasses.asdict(measures[key]) for key in measures.columns),
+        {"key": "seconds", "label": "seconds", "digits": 2},
+    ]
+    title, x, y = measures.plot
     images = []
     for i, record in enumerate(found.records):
         pictures = _pictures(record["id"], pairs.read(i), folder, side, deviation)
-        images.append({**{c["key"]: record[c["key"]] for c in _COLUMNS}, **pictures})
+        images.append({**{c["key"]: _shown(record, c["key"]) for c in columns}, **pictures})
         step(Path(record["id"]), folder / "report.html", None)
-    title = f"Evaluation on {found.settings['data']}"
     table = compare(found)
     data = {
         "facts": facts(found),
         "table": {"head": table.head, "rows": table.rows, "notes": table.notes},
-        "columns": _COLUMNS,
+        "columns": columns,
+        "plot": {"title": title, "x": x, "y": y},
         "images": images,
         "deviation": deviation
         and f"(dark to bright: standard deviation 0 to {deviation:.3g} of 255)",
     }
     path = folder / "report.html"
     with writing(path):
-        write_whole(path, _page(title, data))
+        write_whole(path, _page(f"Evaluation on {found.settings['data']}", data))
     return path
+
+
+def _shown(record: Record, key: str) -> Any:
+    """As the script of the page expects it: JSON has no infinity."""
+    return "infinite" if key in record.get("infinite", ()) else record[key]
 
 
 def _page(title: str, data: Any) -> str:
@@ -95,7 +100,7 @@ def _largest_deviation(found: Evaluation, folder: Path) -> float | None:
 
 def _pictures(
     id_: str,
-    pair: tuple[np.ndarray, np.ndarray],
+    pair: tuple[np.ndarray, np.ndarray | None],
     folder: Path,
     side: int,
     deviation: float | None,
@@ -104,13 +109,15 @@ def _pictures(
     height, width = low.shape[:2]
     shrink = min(1, side / max(height, width))
     size = (max(round(width * shrink), 1), max(round(height * shrink), 1))
-    shown = {"input": low, "gt": gt, "restored": _read(folder, RESTORED, id_)}
+    shown = {"input": low, "restored": _read(folder, RESTORED, id_)}
+    if gt is not None:
+        shown["gt"] = gt
     if deviation:
         levels = levels_of(_read(folder, UNCERTAINTY, id_)) / deviation
         grey = np.round(255 * np.minimum(levels, 1)).astype(np.uint8)
         shown["uncertainty"] = cv2.applyColorMap(grey, cv2.COLORMAP_INFERNO)[..., ::-1]
     pictures = {name: _jpeg(pixels, size) for name, pixels in shown.items()}
-    pictures["lost"] = _overlay(lost_pixels(low), size)
+    pictures["lost"] = _overlay(zero_pixels(low), size)
     return {"width": width, "height": height, "pictures": pictures}
 
 

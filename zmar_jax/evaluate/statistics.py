@@ -11,9 +11,12 @@ RESAMPLES = 10_000
 def bootstrap(values: Sequence[float], seed: int = 0) -> dict[str, float | None]:
     """`mean`, and `low` and `high`: the 95 % percentile interval of the mean over resampled images.
 
-    All are None where a value is not finite, and the interval where there are fewer than two.
+    All are None where a value is not finite, and the interval where there are fewer than two. But
+    the mean is infinite where values are, as the PSNR of equal pictures, and all others finite.
     """
     x = np.asarray(values, np.float64)
+    if np.isposinf(x).any() and (np.isfinite(x) | np.isposinf(x)).all():
+        return {"mean": math.inf, "low": None, "high": None}
     if not len(x) or not np.isfinite(x).all():
         return {"mean": None, "low": None, "high": None}
     mean = math.fsum(x) / len(x)

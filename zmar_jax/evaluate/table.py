@@ -1,6 +1,6 @@
 """Results as text: metrics.json, per_image.csv, and a table beside the published numbers.
 
-Numbers of one column are of one kind of input and one protocol (DATASETS).
+Numbers of one column are of one kind of input and one protocol (docs/datasets.md).
 """
 
 import csv
@@ -11,9 +11,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from zmar_jax.evaluate.evaluation import METRICS, Evaluation
-from zmar_jax.evaluate.records import writing
-from zmar_jax.run.folder import write_whole
+from zmar_jax.evaluate.evaluation import Evaluation
+from zmar_jax.evaluate.measures import INPUT, Measure, measures_of, value_of
+from zmar_jax.evaluate.records import Record, with_infinite, writing
+from zmar_jax.files.replacing import write_whole
 
 _README = """
             lol_v1 lol_v2_real lol_v2_synthetic sdsd_indoor sdsd_outdoor sid
@@ -28,9 +29,10 @@ _NAMES, *_ROWS = (line.split() for line in _README.strip().splitlines())
 PUBLISHED: dict[str, dict[str, str]] = {
     name: {row[0]: row[1 + i].replace("/", " / ") for row in _ROWS} for i, name in enumerate(_NAMES)
 }
-"""PSNR / SSIM by benchmark and method, from the authors' README (DATASETS)."""
+"""PSNR / SSIM by benchmark and method, from the authors' README (docs/datasets.md)."""
+INFINITE = "infinite"
+"""The PSNR where a picture equals its ground truth."""
 PUBLISHED_COLUMN = "masked inputs, protocol zmar"
-_PER_IMAGE = ("id", "height", "width", *METRICS, "seconds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +50,8 @@ class Table:
 
 
 def compare(found: Evaluation) -> Table:
-    """Ours, beside the published numbers of the same benchmark; PSNR (dB) / SSIM."""
+    """Ours, beside the published numbers of the same benchmark; two numbers a cell, as
+    PSNR / SSIM."""
     own, published = column(found.settings), PUBLISHED.get(found.settings["data"], {})
     if found.settings["kind"] != "benchmark":
         published = {}
@@ -62,18 +65,21 @@ def compare(found: Evaluation) -> Table:
         row(f"{method}, published", PUBLISHED_COLUMN, numbers)
         for method, numbers in published.items()
     ]
-    for method, kind in (("this evaluation", ""), ("its inputs", "_input")):
-        psnr, ssim = interval(found, f"psnr{kind}", 2), interval(found, f"ssim{kind}", 3)
-        rows.append(row(method, own, f"{psnr} / {ssim}"))
-    return Table(("PSNR / SSIM", *columns), tuple(rows), tuple(_notes(found, bool(published))))
+    measures = measures_of(found.settings["kind"])
+    for method, whose in (("this evaluation", ""), ("its inputs", INPUT)):
+        cells = (interval(found, key + whose, digits) for key, digits in measures.main)
+        rows.append(row(method, own, " / ".join(cells)))
+    head = " / ".join(measures[key].label for key, _ in measures.main)
+    return Table((head, *columns), tuple(rows), tuple(_notes(found, bool(published))))
 
 
 def column(settings: dict[str, Any]) -> str:
     """The kind of input and the protocol, as the head of a column says it."""
-    if settings["masks"] != "none":
-        inputs = "masked inputs"
-    else:
-        inputs = "pairs as given" if settings["kind"] == "pairs" else "unmasked inputs"
+    given = {"pairs": "pairs as given", "dark": "pictures as given"}
+    masked = settings["masks"] != "none"
+    inputs = "masked inputs" if masked else given.get(settings["kind"], "unmasked inputs")
+    if settings["kind"] == "dark":
+        return f"{inputs}, no ground truth"
     return f"{inputs}, protocol {settings['protocol']}" + ", gt_mean" * settings["gt_mean"]
 
 
@@ -82,6 +88,8 @@ def interval(found: Evaluation, metric: str, digits: int) -> str:
     mean, low, high = (found.means[metric][key] for key in ("mean", "low", "high"))
     if mean is None:
         return "not finite"
+    if math.isinf(mean):
+        return INFINITE
     bounds = "" if low is None else f" ({low:.{digits}f} to {high:.{digits}f})"
     return f"{mean:.{digits}f}{bounds}"
 
@@ -92,9 +100,12 @@ def _notes(found: Evaluation, published: bool) -> list[str]:
     notes = [
         f"{len(found.records)} pictures of {settings['data']}, weights {settings['weights']}, "
         f"seed {settings['seed']}; in brackets: 95 % bootstrap interval of the mean.",
-        f"{interval(found, 'bits_per_dim', 3)} bits per dimension, {found.seconds:.2f} seconds a "
-        f"picture; {zero:.0%} of the input's pixels are zero.",
+        f"{found.seconds:.2f} seconds a picture; {zero:.0%} of the input's pixels are zero.",
     ]
+    if settings["kind"] == "dark":
+        notes.append("NIQE: lower is better. Brightness: the mean, of 255.")
+    else:
+        notes.append(f"{interval(found, 'bits_per_dim', 3)} bits per dimension.")
     if settings["heat"] or settings["self_ensemble"]:
         ensemble = ", each in 8 turns and mirrors" if settings["self_ensemble"] else ""
         samples = f"samples: {settings['samples']}, heat: {settings['heat']}{ensemble}"
@@ -121,30 +132,48 @@ def write_numbers(found: Evaluation, folder: Path) -> None:
     Raises:
       EvaluationError: they cannot be written.
     """
-    images = [{key: record[key] for key in _PER_IMAGE[:-1]} for record in found.records]
-    metrics = {**found.settings, "images": len(images), "mean": found.means, "per_image": images}
+    columns = ("id", "height", "width", *measures_of(found.settings["kind"]).keys)
+    told = (*columns, "infinite")
+    images = [{key: r[key] for key in told if key in r} for r in found.records]
+    means = {name: with_infinite(mean) for name, mean in found.means.items()}
+    metrics = {**found.settings, "images": len(images), "mean": means, "per_image": images}
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(_PER_IMAGE)
-    rows.writerows([record[key] for key in _PER_IMAGE] for record in found.records)
+    rows.writerow((*columns, "seconds"))
+    rows.writerows(
+        [_cell(record, key) for key in (*columns, "seconds")] for record in found.records
+    )
     with writing(folder):
         write_whole(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
         write_whole(folder / "per_image.csv", text.getvalue())
         write_whole(folder / "table.md", compare(found).markdown())
 
 
+def csv_text(text: str) -> str:
+    """A cell of a CSV: spreadsheets run text that begins like a formula, but not after a quote."""
+    return "'" * text.startswith(("=", "+", "-", "@", "\t", "\r")) + text
+
+
+def _cell(record: Record, key: str) -> Any:
+    """Of the CSV, which has infinity, but nothing where there is no number."""
+    if isinstance(record[key], str):
+        return csv_text(record[key])
+    value = value_of(record, key)
+    return None if math.isnan(value) else value
+
+
 def facts(found: Evaluation) -> tuple[tuple[str, str, str], ...]:
     """What a reader wants first: name, value, and its interval or what it is of."""
 
-    def fact(name: str, metric: str, digits: int, unit: str = "") -> tuple[str, str, str]:
-        value, _, bounds = interval(found, metric, digits).partition(" (")
-        return name, value + unit, bounds.rstrip(")")
+    measures = measures_of(found.settings["kind"])
+
+    def fact(measure: Measure) -> tuple[str, str, str]:
+        value, _, bounds = interval(found, measure.key, measure.digits).partition(" (")
+        unit = "" if value == INFINITE else measure.unit
+        return measure.label, value + unit, bounds.rstrip(")")
 
     return (
-        fact("PSNR", "psnr", 2, " dB"),
-        fact("SSIM", "ssim", 4),
-        fact("bits per dimension", "bits_per_dim", 3),
-        fact("PSNR of the input", "psnr_input", 2, " dB"),
+        *(fact(measures[key]) for key in measures.facts),
         ("seconds a picture", f"{found.seconds:.2f}", "without compiling"),
         ("pictures", str(len(found.records)), column(found.settings)),
     )

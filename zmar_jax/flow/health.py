@@ -5,7 +5,7 @@ from flax import linen as nn
 
 HEALTH = "health"
 """Collection that, when mutable, receives every invconv's log|det W| (`logabsdet`) and every
-coupling net's smallest scale in each example, [B] (`scale`), of the last forward pass."""
+coupling net's smallest scale in each example, [B] (`scale`), of the last pass."""
 
 
 def record(module: nn.Module, name: str, value: jax.Array) -> None:

@@ -8,8 +8,10 @@ import numpy as np
 from flax import linen as nn
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from zmar_jax.conv import conv1
+from zmar_jax.flow.bijection import Bijection
 from zmar_jax.flow.health import record
+from zmar_jax.flow.initializers import Orthogonal
+from zmar_jax.kernels import conv1
 
 Array = jax.Array
 
@@ -17,20 +19,22 @@ INVERSE = "inverse"
 """Optional collection with W^-1 and log|det W|, as made once by `invert_weights`."""
 
 
-class InvConv(nn.Module):
-    """y = W x at every pixel, W [C, C]; logdet = H W log|det W| (SPEC section 4)."""
+class InvConv(Bijection, nn.Module):
+    """y = W x at every pixel, W [C, C]; logdet = H W log|det W| (model.md section 4)."""
+
+    halo, cond_halo = 0, None
 
     @nn.compact
     def weight(self, width: int) -> Array:
-        return self.param("weight", nn.initializers.orthogonal(), (width, width))
+        return self.param("weight", Orthogonal(), (width, width))
 
-    def forward(self, x: Array, cond: Array | None = None) -> tuple[Array, Array]:
+    def forward_rows(self, x: Array, cond: Any = None) -> tuple[Array, Array]:
         weight = self.weight(x.shape[-1])
         logabsdet = jnp.linalg.slogdet(weight)[1]
         record(self, "logabsdet", logabsdet)
         return conv1(x, weight.T), _logdet(x, logabsdet)
 
-    def inverse(self, y: Array, cond: Array | None = None) -> tuple[Array, Array]:
+    def inverse_rows(self, y: Array, cond: Any = None) -> tuple[Array, Array]:
         weight = self.weight(y.shape[-1])
         if self.has_variable(INVERSE, "weight"):
             inverse = self.get_variable(INVERSE, "weight")
@@ -59,5 +63,4 @@ def invert_weights(params: dict[str, Any]) -> dict[str, Any]:
 
 
 def _logdet(x: Array, logabsdet: Array) -> Array:
-    batch, height, width, _ = x.shape
-    return jnp.full(batch, height * width * logabsdet)
+    return jnp.full(x.shape[:2], x.shape[2] * logabsdet)

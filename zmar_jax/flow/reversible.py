@@ -12,22 +12,21 @@ import jax.numpy as jnp
 from jax import lax
 
 from zmar_jax import ops
-from zmar_jax.flow.coupling import Condition, project
+from zmar_jax.flow.condition import Projection, project
 from zmar_jax.flow.health import HEALTH
 
 Array = jax.Array
-Step = Any
-"""A `FlowStep` bound to no variables."""
 Outputs = tuple[Array, Array, Any]
 
 BACK = {"forward": "inverse", "inverse": "forward"}
 
 
-def _run(step: Step, direction: str, params: Any, x: Array, cond: Condition | None) -> Outputs:
+def _run(step: Any, direction: str, params: Any, x: Array, cond: Projection | None) -> Outputs:
     """The steps in this direction, `forward` or `inverse`.
 
     Args:
-      params: the steps', stacked; x: [B, H, W, C]; cond: the level's, None if unconditional.
+      step: a `FlowStep` without parent and variables; params: the steps', stacked.
+      x: [B, H, W, C]; cond: the level's, None if unconditional.
 
     Returns:
       y [B, H, W, C], logdet [B], and HEALTH of all steps, stacked.
@@ -40,16 +39,16 @@ def _run(step: Step, direction: str, params: Any, x: Array, cond: Condition | No
         )
         return y, (logdet, kept.get(HEALTH, {}))
 
-    y, (logdets, recorded) = lax.scan(body, x, _steps(params), reverse=direction == "inverse")
+    y, (logdets, recorded) = lax.scan(body, x, _numbered(params), reverse=direction == "inverse")
     return y, logdets.sum(0), recorded
 
 
-def _run_fwd(step: Step, direction: str, params: Any, x: Array, cond: Condition | None) -> Any:
+def _run_fwd(step: Any, direction: str, params: Any, x: Array, cond: Projection | None) -> Any:
     outputs = _run(step, direction, params, x, cond)
     return outputs, (params, outputs[0], cond)
 
 
-def _run_bwd(step: Step, direction: str, residuals: Any, cotangents: Outputs) -> Any:
+def _run_bwd(step: Any, direction: str, residuals: Any, cotangents: Outputs) -> Any:
     params, y, cond = residuals
     dy, dlogdet, _ = cotangents
 
@@ -62,7 +61,7 @@ def _run_bwd(step: Step, direction: str, residuals: Any, cotangents: Outputs) ->
     # summed in float32 whatever the policy
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, ops.wide(a.dtype)), cond)
     back = direction == "forward"
-    (_, dx, dcond), dparams = lax.scan(body, (y, dy, zeros), _steps(params), reverse=back)
+    (_, dx, dcond), dparams = lax.scan(body, (y, dy, zeros), _numbered(params), reverse=back)
     return dparams, dx, jax.tree.map(lambda d, a: d.astype(a.dtype), dcond, cond)
 
 
@@ -71,37 +70,32 @@ run = jax.custom_vjp(_run, nondiff_argnums=(0, 1))
 run.defvjp(_run_fwd, _run_bwd)
 
 
-def _steps(params: Any) -> tuple[Array, Any]:
+def _numbered(params: Any) -> tuple[Array, Any]:
     return jnp.arange(len(jax.tree.leaves(params)[0])), params
 
 
-def _share(step: Step, i: Array, cond: Condition | None) -> Array | None:
+def _share(step: Any, i: Array, cond: Projection | None) -> Array | None:
     """The condition as step i reads it; made there, as all steps' would grow with their number."""
-    if cond is None:
-        return None
-    return project(cond.features, _kernel(i, cond), step.config)
-
-
-def _kernel(i: Array, cond: Condition) -> Array:
-    return lax.dynamic_index_in_dim(cond.kernel, i, 3, keepdims=False)
+    return None if cond is None else project(cond.step(i), step.config.policy)
 
 
 def _add_share(
-    step: Step, i: Array, cond: Condition | None, total: Condition | None, dshare: Array | None
-) -> Condition | None:
+    step: Any, i: Array, cond: Projection | None, total: Projection | None, dshare: Array | None
+) -> Projection | None:
     """`total` with the gradient by the condition that came through step i."""
     if cond is None or total is None:
         return None
-    pull = jax.vjp(lambda f, k: project(f, k, step.config), cond.features, _kernel(i, cond))[1]
-    features, kernel = pull(dshare)
-    return Condition(
-        total.features + features.astype(total.features.dtype),
-        lax.dynamic_update_index_in_dim(total.kernel, kernel.astype(total.kernel.dtype), i, 3),
+    pull = jax.vjp(lambda mine: project(mine, step.config.policy), cond.step(i))[1]
+    (mine,) = pull(dshare)
+    kernel = mine.kernel.astype(total.kernel.dtype)
+    return Projection(
+        total.features + mine.features.astype(total.features.dtype),
+        lax.dynamic_update_index_in_dim(total.kernel, kernel, i, 3),
     )
 
 
 def _step_bwd(
-    step: Step, direction: str, params: Any, cond: Any, y: Array, dy: Array, dlogdet: Array
+    step: Any, direction: str, params: Any, cond: Any, y: Array, dy: Array, dlogdet: Array
 ) -> tuple[Array, Array, Any, Any]:
     """One step's input, and the gradients by its input, parameters and condition.
 
@@ -110,13 +104,13 @@ def _step_bwd(
     """
 
     def apply(i: int, direction: str, params: Any, x: Array, cond: Any) -> tuple[Array, Array]:
-        def method(step: Step, x: Array, cond: Any) -> tuple[Array, Array]:
+        def method(step: Any, x: Array, cond: Any) -> tuple[Array, Array]:
             return getattr(step.bijections()[i], direction)(x, cond)
 
         return step.apply({"params": params}, x, cond, method=method)
 
     dparams, dcond = jax.tree.map(jnp.zeros_like, (params, cond))
-    order = range(4 if step.conditional else 2)
+    order = range(len(step.bind({"params": params}).bijections()))
     for i in reversed(order) if direction == "forward" else order:
         x = apply(i, BACK[direction], params, y, cond)[0]
         _, vjp = jax.vjp(functools.partial(apply, i, direction), params, x, cond)

@@ -1,41 +1,48 @@
-"""The strengthened normalizing flow (SPEC section 4)."""
+"""The strengthened normalizing flow (model.md section 4)."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 
 import jax
 from flax import linen as nn
 
 from zmar_jax.config import ModelConfig, Remat
-from zmar_jax.flow import Composed, FlowLevel
-from zmar_jax.rows import WHOLE, Rows
+from zmar_jax.flow import Factored, FlowLevel
+from zmar_jax.flow.bijection import chain
+from zmar_jax.tiling.rows import WHOLE, Rows
 
 Array = jax.Array
 
-Conditions = Mapping[str, Array | Composed]
-"""fea_up0, fea_up1 and fea_up2 (SPEC section 3)."""
+Conditions = Mapping[str, Array | Factored]
+"""fea_up0, fea_up1, ..., from the coarsest (model.md section 3)."""
 
 
 class SNFlow(nn.Module):
-    """Three levels, no splits: [B, H, W, 3] <-> [B, H/8, W/8, 192], always float32."""
+    """The levels, no splits: [B, H, W, 3] <-> [B, *latent_shape], always float32."""
 
     config: ModelConfig
     remat: Remat = "none"
     rows: Rows = WHOLE
 
     def setup(self):
-        levels = (FlowLevel(self.config, self.remat, self.rows) for _ in range(3))
-        self.level1, self.level2, self.level3 = levels
+        self.levels = [
+            FlowLevel(self.config, self.remat, self.rows, name=f"level{level}")
+            for level in range(1, self.config.levels + 1)
+        ]
 
     def forward(self, x: Array, conditions: Conditions) -> tuple[Array, Array]:
         """Image -> latent; returns (z, logdet [B] in nats)."""
-        x, logdet1 = self.level1.forward(x, conditions["fea_up2"])
-        x, logdet2 = self.level2.forward(x, conditions["fea_up1"])
-        z, logdet3 = self.level3.forward(x, conditions["fea_up0"])
-        return z, logdet1 + logdet2 + logdet3
+        return chain(self._all("forward"), x, conditions)
 
     def inverse(self, z: Array, conditions: Conditions) -> tuple[Array, Array]:
         """Latent -> image; returns (x, logdet [B] in nats)."""
-        x, logdet3 = self.level3.inverse(z, conditions["fea_up0"])
-        x, logdet2 = self.level2.inverse(x, conditions["fea_up1"])
-        x, logdet1 = self.level1.inverse(x, conditions["fea_up2"])
-        return x, logdet1 + logdet2 + logdet3
+        return chain(self._all("inverse")[::-1], z, conditions)
+
+    def _all(self, direction: str) -> list[Callable[..., tuple[Array, Array]]]:
+        """This direction of each level, under its own condition: the finest level has the last."""
+
+        def of(i: int, x: Array, conditions: Conditions) -> tuple[Array, Array]:
+            condition = conditions[f"fea_up{self.config.levels - 1 - i}"]
+            return getattr(self.levels[i], direction)(x, condition)
+
+        return [functools.partial(of, i) for i in range(self.config.levels)]

@@ -21,6 +21,8 @@ from zmar_jax.torch_port.pickles import (
     shown,
     unpickle,
 )
+from zmar_jax.torch_port.selection import select
+from zmar_jax.torch_port.settings import StateDict
 
 # 40,000 tensors fit; a pickle's objects may take a hundred times its bytes in memory.
 _MOST_PICKLE_BYTES = 8 << 20
@@ -29,7 +31,7 @@ _MOST_EXPANSION = 4
 _MOST_DIMENSIONS = 64
 
 
-def read_pth(path: Path) -> dict[str, np.ndarray]:
+def read_pth(path: Path, key: str | None = None) -> StateDict:
     """The state dict of the ``torch.save`` file ``path``, as `files.read_state_dict` tells it.
 
     Only the storages of that state dict are read, not an optimizer's beside it.
@@ -40,8 +42,9 @@ def read_pth(path: Path) -> dict[str, np.ndarray]:
     """
     with zipfile.ZipFile(path) as archive:
         records = _Records(archive, path.stat().st_size)
-        state = _state_dict(records.unpickled())
-        return {name: records.array(name, tensor) for name, tensor in state.items()}
+        state, source = select(records.unpickled(), key)
+        arrays = {name: records.array(name, tensor) for name, tensor in state.items()}
+        return StateDict(arrays, source=source)
 
 
 def values(data: bytes | bytearray, dtype: np.dtype) -> bytes | bytearray:
@@ -165,18 +168,3 @@ def _layout(claim: str, tensor: Tensor) -> tuple[tuple[int, ...], tuple[int, ...
                 f"found {shown(number)}; {DAMAGED}"
             )
     return size, stride, offset
-
-
-def _state_dict(saved: Any) -> dict[str, Tensor]:
-    """The state dict in what was saved: itself or the first of the usual keys that holds a dict."""
-    if type(saved) is not dict:
-        raise WeightsError(f"expected a state dict, found {shown(saved)}; {ONLY_STATE}")
-    nested = (saved.get(key) for key in ("state_dict", "params_ema", "params"))
-    state = next((found for found in nested if type(found) is dict), saved)
-    for key, value in state.items():
-        if type(key) is not str or type(value) is not Tensor:
-            raise WeightsError(
-                f"expected a tensor under each key, found {shown(value)} under {shown(key)}; "
-                f"{ONLY_STATE}"
-            )
-    return state

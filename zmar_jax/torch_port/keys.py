@@ -1,6 +1,6 @@
 """The key table: every tensor of the PyTorch release, and where its numbers live in Flax.
 
-SPEC section 9. A tensor in PyTorch layout becomes an array in Flax layout by `Layout`; `source`
+model.md section 9. A tensor in PyTorch layout becomes an array in Flax layout by `Layout`; `source`
 picks the part of it that is alive and `target` the place in the Flax leaf, whose leading axis
 counts the steps of a scan. Tensors without `parts` are published but never used.
 """
@@ -73,8 +73,9 @@ def _encoder(cfg: ModelConfig) -> Iterator[Entry]:
         return _live_conv(f"RRDB.{torch_name}.weight", o, i, size, ("encoder", name, "kernel"))
 
     yield conv("patch_embed.proj", "patch_embed", dim, 3, 3)
-    for level, down in ((1, "down1_2"), (2, "down2_3"), (3, "down3_4")):
-        width, stage = dim << level - 1, f"encoder_level{level}"
+    levels = range(1, cfg.levels + 1)
+    for level in levels:
+        width, stage, down = cfg.width(level), f"encoder_level{level}", f"down{level}_{level + 1}"
         for k in range(n[level - 1]):
             key = f"RRDB.{stage}.layer_stack.{k}."
             if cfg.mask_attention:
@@ -82,8 +83,9 @@ def _encoder(cfg: ModelConfig) -> Iterator[Entry]:
             yield from _attn_share(key + "attn_share.", width, heads[level - 1])
             yield from _block(key, ("encoder", stage, "blocks"), k, width, heads[level - 1], cfg)
         yield conv(f"{down}.body.0", down, width // 2, width, 3)
-    yield from _stage(cfg, "latent", n[3], 8 * dim, heads[3])
-    for level, up, width in ((3, "up4_3", 4 * dim), (2, "up3_2", 2 * dim)):
+    yield from _stage(cfg, "latent", n[-1], cfg.width(cfg.levels + 1), heads[-1])
+    for level in levels[:0:-1]:
+        width, up = cfg.width(level), f"up{level + 1}_{level}"
         yield conv(f"{up}.body.0", up, 4 * width, 2 * width, 3)
         reduce = f"reduce_chan_level{level}"
         yield conv(reduce, reduce, width, 2 * width, 1)
@@ -94,9 +96,12 @@ def _encoder(cfg: ModelConfig) -> Iterator[Entry]:
     yield _conv("RRDB.output.weight", 3, 2 * dim, 3)
     for i, (c_out, c_in) in enumerate(((64, 3), (128, 64), (192, 128))):
         yield from _dead_conv_with_bias(f"RRDB.fine_tune_color_map.{i}", c_out, c_in)
-    yield conv("reduce_chan0", "reduce_chan0", 4 * dim, 8 * dim, 1)
-    yield _conv("RRDB.reduce_chan1.weight", 4 * dim, 4 * dim, 1)
-    yield conv("reduce_chan2", "reduce_chan2", 4 * dim, 2 * dim, 1)
+    for i, level in enumerate(range(cfg.levels + 1, 1, -1)):
+        name, width = f"reduce_chan{i}", cfg.width(level)
+        if width != 4 * dim:
+            yield conv(name, name, 4 * dim, width, 1)
+        else:  # there is nothing to reduce, and the release does not use it
+            yield _conv(f"RRDB.{name}.weight", 4 * dim, width, 1)
 
 
 def _stage(cfg: ModelConfig, stage: str, length: int, width: int, heads: int) -> Iterator[Entry]:
@@ -155,7 +160,8 @@ def _dead_conv_with_bias(key: str, c_out: int, c_in: int) -> Iterator[Entry]:
 
 def _flow(cfg: ModelConfig) -> Iterator[Entry]:
     i = 0
-    for level, width in ((1, 12), (2, 48), (3, 192)):
+    for level in range(1, cfg.levels + 1):
+        width = cfg.flow_channels(level)
         i += 1  # the squeeze has a number and no tensors
         for group, length in (
             ("additional", cfg.flow_additional_steps),

@@ -50,6 +50,8 @@ def shown(value: object) -> str:
         return repr(value[:80])
     if type(value) is int and abs(value) < 1 << 64:
         return str(value)
+    if type(value) is Other:
+        return f"an object of type {value.name}"
     return f"an object of type {type(value).__name__}"
 
 
@@ -80,6 +82,20 @@ class Tensor:
     dtype: Any = None
 
 
+@dataclass(frozen=True)
+class Other:
+    """Anything that PyTorch saves beside weights, as a set or a device: its name and no more."""
+
+    name: str
+
+
+class OddKey:
+    """A key of a dict that could take for ever to hash (nested tuples) or be made to collide."""
+
+    def __init__(self, key: Any) -> None:
+        self.shown = shown(key)
+
+
 def _ordered_dict() -> dict:
     return {}
 
@@ -105,13 +121,16 @@ def _tensor_v3(
     _hooks: Any,
     dtype: Any,
     metadata: Any = None,
-) -> Tensor:
+) -> Tensor | Other:
     if metadata or type(dtype) is not Global:
         raise WeightsError(f"holds a tensor with the dtype {shown(dtype)}; {DAMAGED}")
-    return Tensor(storage, offset, size, stride, DTYPES[dtype.name.removeprefix("torch.")])
+    name = dtype.name.removeprefix("torch.")
+    if name not in DTYPES:
+        return Other(f"Tensor of {name}")
+    return Tensor(storage, offset, size, stride, DTYPES[name])
 
 
-def _parameter(data: Any, _grad: Any, _hooks: Any) -> Any:
+def _parameter(data: Any, _grad: Any, _hooks: Any, _state: Any = None) -> Any:
     return data
 
 
@@ -121,8 +140,30 @@ _CALLS = {
     "torch._utils._rebuild_tensor_v2": _tensor_v2,
     "torch._utils._rebuild_tensor_v3": _tensor_v3,
     "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
 }
-_GLOBALS = {*_CALLS, *_STORAGES, *(f"torch.{name}" for name in DTYPES)}
+# What torch.load takes with weights_only, too. None of it is weights, so each is an `Other`.
+_OTHERS = {
+    *("collections.Counter", "torch.device", "_codecs.encode", "torch.serialization._get_layout"),
+    *(f"{m}.{name}" for m in ("builtins", "__builtin__") for name in ("set", "complex")),
+    *("builtins.bytearray", "__builtin__.bytearray"),
+    *("torch._utils._rebuild_sparse_tensor", "torch._utils._rebuild_nested_tensor"),
+    *("torch._utils._rebuild_qtensor", "torch._utils._rebuild_meta_tensor_no_storage"),
+    "torch._utils._rebuild_wrapper_subclass",
+}
+_OTHER_STORAGES = {
+    f"torch.{name}Storage"
+    for name in ("ComplexFloat", "ComplexDouble", "QInt8", "QInt32", "QUInt8", "QUInt4x2")
+}
+_OTHER_DTYPES = {
+    *("torch.complex32", "torch.complex64", "torch.complex128", "torch.qint8", "torch.qint32"),
+    *("torch.quint8", "torch.float8_e4m3fn", "torch.float8_e4m3fnuz", "torch.float8_e5m2"),
+    *("torch.float8_e5m2fnuz", "torch.per_tensor_affine", "torch.per_channel_affine"),
+}
+_GLOBALS = {
+    *(*_CALLS, *_STORAGES, *(f"torch.{name}" for name in DTYPES)),
+    *(*_OTHERS, *_OTHER_STORAGES, *_OTHER_DTYPES),
+}
 
 
 def _not_run(name: str) -> WeightsError:
@@ -166,18 +207,24 @@ class _Unpickler(pickle._Unpickler):
             raise _not_run(full)
         return Global(full)
 
-    def persistent_load(self, pid: Any) -> Storage:
+    def persistent_load(self, pid: Any) -> Storage | Other:
         match pid:
             case ("storage", Global(name), str(key), _, int(numel)) if name in _STORAGES:
                 return Storage(DTYPES[_STORAGES[name]], key, numel)
+            case ("storage", Global(name), *_) if name in _OTHER_STORAGES:
+                return Other(name)
         raise WeightsError(f"names a storage in a form that torch.save does not write; {DAMAGED}")
 
     def load_reduce(self) -> None:
         arguments = self.stack.pop()
         function = self.stack.pop()
-        if type(function) is not Global or function.name not in _CALLS:
-            raise WeightsError(f"calls {shown(getattr(function, 'name', function))}; {DAMAGED}")
-        self.stack.append(_CALLS[function.name](*arguments))
+        name = function.name if type(function) is Global else ""
+        if name in _OTHERS:
+            self.stack.append(Other(name.rpartition(".")[2]))
+            return
+        if name not in _CALLS:
+            raise WeightsError(f"calls {shown(name or function)}; {DAMAGED}")
+        self.stack.append(_CALLS[name](*arguments))
 
     def load_build(self) -> None:
         # A state dict's own attributes (`_metadata`: the versions of its modules) hold no weights.
@@ -194,9 +241,8 @@ class _Unpickler(pickle._Unpickler):
 
     def _set(self, key: Any, value: Any) -> None:
         target = self.stack[-1]
-        # Other keys could take for ever to hash (nested tuples) or be made to collide (big ints).
         if type(key) is not str and not (type(key) is int and 0 <= key < 1 << 32):
-            raise WeightsError(f"holds a dict with the key {shown(key)}; {ONLY_STATE}")
+            key = OddKey(key)
         if type(target) is not dict or key in target:
             raise WeightsError(f"sets the key {shown(key)} twice or outside a dict; {DAMAGED}")
         target[key] = value

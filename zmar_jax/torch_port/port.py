@@ -12,51 +12,47 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from zmar_jax.config import ConfigError, ModelConfig
+from zmar_jax.files.errors import few
 from zmar_jax.models import param_shapes
 from zmar_jax.torch_port.files import WeightsError
 from zmar_jax.torch_port.keys import Entry, Layout, key_table
-
-StateDict = Mapping[str, np.ndarray]
-WHITE_POINT = "white_point"
-"""A float32 [1] beside the published keys: `ModelConfig.white_point`, where it is not zero."""
+from zmar_jax.torch_port.parts import check_whole
+from zmar_jax.torch_port.settings import BRIGHTNESS, StateDict
 
 
-def infer_config(state_dict: StateDict) -> ModelConfig:
-    """The sizes of a model, from key names and shapes, and its white point.
+def infer_config(state_dict: Mapping[str, np.ndarray]) -> ModelConfig:
+    """The configuration that came with a `StateDict`; else the sizes that names and shapes show.
 
-    What shapes do not show (mask grid, epsilons, policy) keeps the published value.
+    Then what they do not show (mask grid, epsilons, policy) has the published value, but for the
+    brightness, which is a tensor.
 
     Raises:
-      WeightsError: not a ZMAR-SNFlow state dict, or one of impossible sizes.
+      WeightsError: not a ZMAR-SNFlow state dict, a part of one, or one of impossible sizes.
     """
     shapes = {k: tuple(v.shape) for k, v in state_dict.items()}
-    if "RRDB.patch_embed.proj.weight" not in shapes:
-        found = ", ".join(list(shapes)[:3]) or "none"
-        raise WeightsError(
-            "not a ZMAR-SNFlow generator: no tensor RRDB.patch_embed.proj.weight "
-            f"(first of {len(shapes)} keys: {found}); give the *_G.pth of the release"
-        )
+    check_whole(shapes)
+    if isinstance(state_dict, StateDict) and state_dict.config:
+        return _agreed(state_dict.config, state_dict)
     default = ModelConfig()
-    levels = [f"encoder_level{i}.layer_stack" for i in (1, 2, 3)] + ["latent"]
+    count = _count(shapes, r"RRDB\.encoder_level(\d+)\.")
+    levels = [f"encoder_level{i + 1}.layer_stack" for i in range(count)] + ["latent"]
     couplings = _count(shapes, r"flowUpsamplerNet\.layers\.(\d+)\.affine\.")
     steps = _count(shapes, r"flowUpsamplerNet\.layers\.(\d+)\.invconv\.")
+    additional = (steps - couplings) // max(count, 1)
     try:
         return ModelConfig(
             dim=_size(shapes, "RRDB.patch_embed.proj.weight", default.dim),
-            blocks=_four(_count(shapes, rf"RRDB\.{re.escape(level)}\.(\d+)\.") for level in levels),
+            blocks=tuple(_count(shapes, rf"RRDB\.{re.escape(name)}\.(\d+)\.") for name in levels),
             refinement_blocks=_count(shapes, r"RRDB\.refinement\.(\d+)\."),
-            heads=_four(
-                _size(shapes, f"RRDB.{level}.0.attn.temperature", heads)
-                for level, heads in zip(levels, default.heads, strict=True)
-            ),
+            heads=tuple(_size(shapes, f"RRDB.{name}.0.attn.temperature", 1) for name in levels),
             ffn_expansion=_expansion(shapes, default.ffn_expansion),
-            white_point=_white_point(state_dict),
+            brightness=_brightness(state_dict),
             mask_attention=any(".mask." in key for key in shapes),
-            flow_steps=couplings // 3,
-            flow_additional_steps=(steps - couplings) // 3,
+            flow_steps=couplings // max(count, 1),
+            flow_additional_steps=additional,
             flow_hidden=_size(
                 shapes,
-                f"flowUpsamplerNet.layers.{(steps - couplings) // 3 + 1}.affine.fAffine2.0.weight",
+                f"flowUpsamplerNet.layers.{additional + 1}.affine.fAffine2.0.weight",
                 default.flow_hidden,
             ),
         )
@@ -64,16 +60,20 @@ def infer_config(state_dict: StateDict) -> ModelConfig:
         raise WeightsError(f"no model has the shapes of this state dict: {e}") from e
 
 
-def _white_point(state_dict: StateDict) -> float:
-    value = state_dict.get(WHITE_POINT, np.zeros(1))
+def _agreed(config: ModelConfig, state_dict: Mapping[str, np.ndarray]) -> ModelConfig:
+    if BRIGHTNESS in state_dict and config.brightness != _brightness(state_dict):
+        raise WeightsError(
+            f"its metadata says brightness {config.brightness}, its tensor "
+            f"{_brightness(state_dict)}; remove one of them"
+        )
+    return config
+
+
+def _brightness(state_dict: Mapping[str, np.ndarray]) -> float:
+    value = state_dict.get(BRIGHTNESS, np.zeros(1))
     if value.shape != (1,):
-        raise WeightsError(f"misshapen {WHITE_POINT}: expected (1,), got {value.shape}")
+        raise WeightsError(f"misshapen {BRIGHTNESS}: expected (1,), got {value.shape}")
     return round(float(value[0]), 6)
-
-
-def _four(values: Any) -> tuple[int, int, int, int]:
-    a, b, c, d = values
-    return a, b, c, d
 
 
 def _count(shapes: Mapping[str, Any], pattern: str) -> int:
@@ -101,16 +101,16 @@ def _expansion(shapes: Mapping[str, tuple[int, ...]], published: float) -> float
     return (low + high) / 2
 
 
-def check(state_dict: StateDict, config: ModelConfig) -> list[Entry]:
+def check(state_dict: Mapping[str, np.ndarray], config: ModelConfig) -> list[Entry]:
     """The key table of `config`, once the state dict is known to fit it.
 
     Published tensors that the model never uses may be there or not.
 
     Raises:
-      WeightsError: lists every missing, unexpected, misshapen or non-finite key.
+      WeightsError: lists the missing, unexpected, misshapen or non-finite keys, up to 20.
     """
     table = key_table(config)
-    known = {WHITE_POINT, *(entry.key for entry in table)}
+    known = {BRIGHTNESS, *(entry.key for entry in table)}
     problems = [f"unexpected {key}" for key in state_dict if key not in known]
     for entry in table:
         if entry.key not in state_dict:
@@ -124,9 +124,11 @@ def check(state_dict: StateDict, config: ModelConfig) -> list[Entry]:
         elif entry.parts and not np.isfinite(state_dict[entry.key]).all():
             problems.append(f"not finite: {entry.key}")
     if problems:
+        missing = [problem for problem in problems if problem.startswith("missing ")]
+        part = " (it is a part or a shard of one)" if missing == problems else ""
         raise WeightsError(
-            f"the state dict does not fit the model, {len(problems)} problem(s): "
-            + "; ".join(problems)
+            f"the state dict does not fit the model{part}, {len(problems)} problem(s): "
+            + few(problems, "; ")
         )
     return table
 
@@ -134,13 +136,14 @@ def check(state_dict: StateDict, config: ModelConfig) -> list[Entry]:
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
 
-def to_params(state_dict: StateDict, config: ModelConfig) -> dict[str, Any]:
+def to_params(state_dict: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, Any]:
     """Flax params (float32 `jax.Array`s) from a state dict in PyTorch layout.
 
     Raises:
-      WeightsError: lists every missing, unexpected and misshapen key.
+      WeightsError: lists the missing, unexpected and misshapen keys, up to 20.
     """
     table = check(state_dict, config)  # first: what a file claims is not allocated unseen
+    _all_named(table, config)
     leaves = {path: np.zeros(shape, np.float32) for path, shape in _leaf_shapes(config).items()}
     for entry in table:
         for part in entry.parts:
@@ -149,10 +152,13 @@ def to_params(state_dict: StateDict, config: ModelConfig) -> dict[str, Any]:
     return jax.tree.map(jnp.asarray, unflatten_dict(leaves))
 
 
-def to_state_dict(params: Mapping[str, Any], config: ModelConfig) -> dict[str, np.ndarray]:
+def to_state_dict(params: Mapping[str, Any], config: ModelConfig) -> StateDict:
     """All published tensors, float32 in PyTorch layout; loads strictly in PyTorch.
 
-    A `WHITE_POINT` beside them makes strict loading fail: the release cannot run such a model.
+    The configuration comes along: `write_safetensors` keeps it, and `write_pth` refuses what it
+    cannot keep.
+
+    A `BRIGHTNESS` beside them makes strict loading fail: the release cannot run such a model.
 
     What the model never uses gets its initial values, the same at every call.
 
@@ -167,11 +173,23 @@ def to_state_dict(params: Mapping[str, Any], config: ModelConfig) -> dict[str, n
         if path not in leaves or leaves[path].shape != expected.get(path)
     ]
     if wrong:
-        raise WeightsError(f"params do not fit the config at: {', '.join(sorted(wrong))}")
-    tensors = {entry.key: _published(entry, leaves) for entry in key_table(config)}
-    if config.white_point:
-        tensors[WHITE_POINT] = np.array([config.white_point], np.float32)
-    return tensors
+        raise WeightsError(f"params do not fit the config at: {few(sorted(wrong))}")
+    table = key_table(config)
+    _all_named(table, config)
+    tensors = {entry.key: _published(entry, leaves) for entry in table}
+    if config.brightness:
+        tensors[BRIGHTNESS] = np.array([config.brightness], np.float32)
+    return StateDict(tensors, config)
+
+
+def _all_named(table: list[Entry], config: ModelConfig) -> None:
+    """Raises WeightsError where the model has a parameter that the table does not know."""
+    named = {part.path for entry in table for part in entry.parts}
+    unnamed = sorted("/".join(path) for path in _leaf_shapes(config) if path not in named)
+    if unnamed:
+        raise WeightsError(
+            f"no published name for {few(unnamed)}; add them to zmar_jax/torch_port/keys.py"
+        )
 
 
 def _published(entry: Entry, leaves: Mapping[tuple[str, ...], np.ndarray]) -> np.ndarray:

@@ -1,4 +1,7 @@
-"""Training: one step, as a pure function, and the loop around it."""
+"""Training: one step, as a pure function; the loop around it; and what a run leaves on the disk.
+
+Imports: config, data, files, flow, imaging, models, ops, runtime, weights.
+"""
 
 from zmar_jax.train.loop import TrainingError as TrainingError
 from zmar_jax.train.loop import train as train

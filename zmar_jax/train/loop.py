@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,20 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.console import Console
 
-from zmar_jax import sharding
 from zmar_jax.config import Config, ConfigError
 from zmar_jax.data.pipeline import Loader, make_loader
-from zmar_jax.run.checkpoints import RunCheckpoints
-from zmar_jax.run.lock import only_training
-from zmar_jax.run.log import RunLog, panel
-from zmar_jax.run.processes import agree
-from zmar_jax.run.stop import stop_signal
-from zmar_jax.state import TrainState, abstract_state, create_sharded_state, state_of
+from zmar_jax.runtime import sharding
+from zmar_jax.runtime.processes import agree, together
+from zmar_jax.runtime.stop import stop_if_asked
+from zmar_jax.train import hosts
+from zmar_jax.train.checkpoints import RunCheckpoints
+from zmar_jax.train.lock import only_training
+from zmar_jax.train.log import RunLog, panel
+from zmar_jax.train.state import TrainState, abstract_state, create_sharded_state, state_of
 from zmar_jax.train.step import Metrics, compile_steps, health
-from zmar_jax.validation import Validator
-from zmar_jax.weights import load_weights
+from zmar_jax.train.stop import stop_signal
+from zmar_jax.train.validation import Validator
+from zmar_jax.weights import Weights, load_weights
 
 
 class TrainingError(ValueError):
@@ -48,8 +51,11 @@ def train(
     Raises:
       ValueError: bad data or configuration, weights in `train.init` that are missing or of another
         model, a run that was begun with another configuration or that another training is
-        writing, a disk that is full, or `max_bad_steps` steps in a row without a finite gradient.
+        writing, a disk that is full, `max_bad_steps` steps in a row without a finite gradient, or
+        hosts that differ in configuration, versions, data, masks or weights.
     """
+    workdir = Path(os.path.expanduser(workdir))
+    agree(hosts.settings(config, accept_changes))
     mesh = sharding.make_mesh(config.train.fsdp)
     sharding.check_batch(config.data.batch_size, config.train.accumulate, mesh)
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -59,19 +65,14 @@ def train(
         RunCheckpoints(workdir, config, console.print, accept_changes) as checkpoints,
     ):
         say = console.print if jax.process_index() == 0 else lambda _: None
-        state, data_state = _begin(config, mesh, checkpoints, say)
-        loader = make_loader(
-            config.data,
-            "train",
-            jax.process_index(),
-            jax.process_count(),
-            _decoding(say),
-            white_point=config.model.white_point,
-        )
-        agree("training data", loader.fingerprint)
+        going_on = checkpoints.latest_good
+        inputs = together(lambda: _open(config, mesh, going_on is None, say))
+        loader, validator, weights = inputs
+        agree(hosts.inputs(loader, validator.loader, weights, going_on and going_on.name))
+        state, data_state = _begin(config, mesh, checkpoints, weights, say)
         if data_state is not None:
-            loader.set_state(data_state)
-        validator = Validator(config, mesh)
+            loader.set_state(data_state, accept_changes)
+            validator.check_state(data_state, accept_changes)
         start = int(state.step)
         say(_summary(config, mesh, state))
         if start >= config.train.steps:
@@ -86,7 +87,7 @@ def train(
                 while run.step < config.train.steps and not stopping(run.step):
                     trace.at(run.step, run.state)
                     run.advance()
-                    run.look()
+                    run.record_and_save()
             run.end()
         stopped = run.step < config.train.steps
         say(f"stopped at step {run.step}; the same command goes on" if stopped else "done")
@@ -141,7 +142,7 @@ class _Run:
         if self.bad_steps >= self.config.max_bad_steps:
             self._give_up()
 
-    def look(self) -> None:
+    def record_and_save(self) -> None:
         """Records, validates and saves where the step is due."""
         if self.step == 0:  # the first batch was not finite
             return
@@ -167,7 +168,8 @@ class _Run:
 
     def save(self, scores: dict[str, float] | None = None) -> None:
         with self.log.timed("saving"):
-            self.checkpoints.save(self.step, self.state, self.loader.get_state(), scores)
+            data = self.loader.get_state() | self.validator.get_state()
+            self.checkpoints.save(self.step, self.state, data, scores)
 
     def end(self) -> None:
         """Saves where the run was stopped; returns when all is on the disk."""
@@ -186,20 +188,46 @@ class _Run:
         )
 
 
+def _open(
+    config: Config, mesh: Mesh, begins: bool, say: Callable[[str], None]
+) -> tuple[Loader, Validator, Weights | None]:
+    """What this host reads: data, and the weights that a run begins from if it names some."""
+    decoding = _decoding(say)
+    loader = make_loader(
+        config.data,
+        "train",
+        jax.process_index(),
+        jax.process_count(),
+        decoding,
+        brightness=config.model.brightness,
+        tell=say,
+    )
+    named = config.train.init if begins else None
+    weights = None if named is None else load_weights(named)
+    return loader, Validator(config, mesh, say, decoding), weights
+
+
 def _begin(
-    config: Config, mesh: Mesh, checkpoints: RunCheckpoints, say: Callable[[str], None]
+    config: Config,
+    mesh: Mesh,
+    checkpoints: RunCheckpoints,
+    weights: Weights | None,
+    say: Callable[[str], None],
 ) -> tuple[TrainState, Any]:
     """The state to go on from, and the loader's, None where the run begins."""
     if restored := checkpoints.restore_latest(abstract_state(config, mesh)):
         return restored[1:]
-    if config.train.init is not None:
-        return _from_weights(config, mesh, config.train.init, say), None
+    if weights is not None:
+        return _from_weights(config, mesh, weights, say), None
     return create_sharded_state(config, jax.random.key(config.train.seed), mesh), None
 
 
-def _from_weights(config: Config, mesh: Mesh, path: str, say: Callable[[str], None]) -> TrainState:
-    weights = load_weights(path)
-    agree(f"weights in {path}", weights.checksum)
+def _from_weights(
+    config: Config, mesh: Mesh, weights: Weights, say: Callable[[str], None]
+) -> TrainState:
+    path = config.train.init
+    if weights.source != "weights":
+        say(f"{path}: {weights.source}")
     like = abstract_state(config, mesh)
     if jax.tree.map(jnp.shape, weights.params) != jax.tree.map(jnp.shape, like.params):
         theirs, ours = dataclasses.asdict(weights.config), dataclasses.asdict(config.model)
@@ -208,9 +236,11 @@ def _from_weights(config: Config, mesh: Mesh, path: str, say: Callable[[str], No
             f"{path}: weights of another model than the section `model` of the configuration "
             f"describes ({'; '.join(differ)}); change it, or train.init"
         )
-    theirs, ours = weights.config.white_point, config.model.white_point
-    if theirs != ours:
-        say(f"warning: {path} saw pictures with white_point {theirs}, this run has {ours}")
+    for field in dataclasses.fields(config.model):
+        theirs, ours = (getattr(c, field.name) for c in (weights.config, config.model))
+        # a policy is how numbers are computed, and an expansion is known by its widths
+        if theirs != ours and field.name not in ("policy", "ffn_expansion"):
+            say(f"warning: {path} is a model with {field.name} {theirs}, this run has {ours}")
     params = jax.tree.map(np.asarray, weights.params)
     create = functools.partial(state_of, config, platform=sharding.platform(mesh))
     shardings = jax.tree.map(lambda leaf: leaf.sharding, like)
@@ -233,6 +263,7 @@ def _due(step: int, every: int) -> bool:
 
 def _decoding(say: Callable[[str], None]) -> Callable[[int, int], None]:
     def progress(done: int, total: int) -> None:
+        stop_if_asked()
         if done in (1, total) or done % 100 == 0:
             say(f"decoding pictures, once: {done} of {total}")
 

@@ -9,12 +9,13 @@ import optax
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from zmar_jax import losses, ops, sharding
+from zmar_jax import ops
 from zmar_jax.config import Config
 from zmar_jax.flow import HEALTH, init_actnorm
-from zmar_jax.models import ZmarSNFlow
-from zmar_jax.optimizer import learning_rate, optimizer
-from zmar_jax.state import TrainState
+from zmar_jax.models import ZmarSNFlow, losses
+from zmar_jax.runtime import sharding
+from zmar_jax.train.optimizer import learning_rate, optimizer
+from zmar_jax.train.state import TrainState
 
 Array = jax.Array
 
@@ -39,7 +40,7 @@ def init_step(state: TrainState, batch: Batch, rng: Array) -> TrainState:
 
 
 def train_step(state: TrainState, batch: Batch, rng: Array) -> tuple[TrainState, Metrics]:
-    """One step of the recipe in `state.config` (SPEC sections 5 and 7).
+    """One step of the recipe in `state.config` (model.md sections 5 and 7).
 
     A loss or a gradient that is not finite changes nothing but the counters.
 
@@ -150,8 +151,8 @@ def _loss(
     )
     nll, l1 = nll.mean(), jnp.zeros(())
     if cfg.weight_l1:
-        b, h, w, c = gt.shape
-        mode = jnp.zeros((b, h // 8, w // 8, 64 * c))
+        b, h, w, _ = gt.shape
+        mode = jnp.zeros((b, *model.config.latent_shape(h, w)))
         restored, _ = model.apply({"params": distant[0]}, mode, distant[1], method="decode")
         l1 = losses.l1(gt, restored)
     loss: Any = nll + cfg.weight_l1 * l1

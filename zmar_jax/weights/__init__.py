@@ -1,4 +1,7 @@
-"""Weights: files of any format, and those that come with the package."""
+"""Weights: files and folders of any format, and those that come with the package.
+
+Imports: config, files, models, torch_port.
+"""
 
 from zmar_jax.weights.files import BUNDLED as BUNDLED
 from zmar_jax.weights.files import Weights as Weights

@@ -1,21 +1,28 @@
 """Weights of any format: read into params, write from params."""
 
 import dataclasses
+import json
 import math
 import os
+import re
+import zlib
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from zmar_jax import checkpoint, torch_port
+from zmar_jax import torch_port
 from zmar_jax.config import ModelConfig
+from zmar_jax.files.errors import brief, errors_as
+from zmar_jax.files.replacing import put_back
 from zmar_jax.models import param_shapes
-from zmar_jax.run.folder import is_run
-from zmar_jax.run.weights import load_run
+from zmar_jax.weights import checkpoint
+from zmar_jax.weights.folder import is_run
+from zmar_jax.weights.run import load_run
 
 Format = Literal["orbax", "safetensors", "pth"]
+_SUFFIXES: dict[str, Format] = {".safetensors": "safetensors", ".pth": "pth", ".orbax": "orbax"}
 BUNDLED = Path(__file__).parent / "nano.safetensors"
 """Weights of a small model, trained by this project's own `train`; README.md beside them tells."""
 
@@ -24,7 +31,8 @@ BUNDLED = Path(__file__).parent / "nano.safetensors"
 class Weights:
     """Params with their sizes and where they came from.
 
-    `tensors`, `used` and `dtypes` tell of the file; `checksum` of the params, whatever the file.
+    `tensors`, `used` and `dtypes` tell of the file; `checksum` of the model, whatever the file: of
+    the params, and of the settings beside the sizes that are not as published.
     """
 
     params: Any
@@ -34,27 +42,42 @@ class Weights:
     used: int
     dtypes: tuple[str, ...]
     source: str = "weights"
-    """Which of several weights this is, of a training run."""
+    """Which of several weights this is, of a training run or of a file, in words."""
 
     @property
     def checksum(self) -> str:
-        return torch_port.params_checksum(self.params)
+        params = torch_port.params_checksum(self.params)
+        unpublished = torch_port.unpublished(self.config)
+        if not unpublished:
+            return params
+        text = json.dumps(unpublished, sort_keys=True)
+        return f"{zlib.crc32(text.encode(), int(params, 16)):08x}"
 
 
-def load_weights(path: str | Path | None = None) -> Weights:
+def load_weights(path: str | Path | None = None, key: str | None = None) -> Weights:
     """Reads a `.pth` or `.safetensors` file of the release's keys, an Orbax directory, or a run.
 
-    Without a path, the weights that come with the package.
+    Also a sharded `.safetensors` file: its index, or the folder that it is in.
+
+    Without a path, or for `bundled`, the weights that come with the package.
 
     Of a training run (WORKDIR, or one of its checkpoints) the best checkpoint by validation PSNR,
     or the newest where none was validated; the moving average, where it has one.
 
+    Args:
+      key: which state dict of a file that has several (`torch_port.read_state_dict`).
+
     Raises:
       ValueError: names the file, what is wrong with it, and what to do.
     """
-    path = BUNDLED if path is None else Path(os.path.expanduser(path))
+    if path is None or str(path) == "bundled":
+        path = BUNDLED
+    path = Path(os.path.expanduser(path))
+    _put_back(path)
     kind = torch_port.weights_format(path)
     if kind == "orbax":
+        if key is not None:
+            raise torch_port.WeightsError(f"{path}: a folder has no --key; give a file, or no key")
         source = "weights"
         if is_run(path):
             params, config, source = load_run(path)
@@ -62,16 +85,17 @@ def load_weights(path: str | Path | None = None) -> Weights:
             params, config = checkpoint.load_params(path)
         count = len(jax.tree.leaves(params))
         return Weights(params, config, kind, count, count, ("float32",), source)
-    state_dict = torch_port.read_state_dict(path)
+    state_dict = torch_port.read_state_dict(path, key)
     try:
         config = torch_port.infer_config(state_dict)
         params = torch_port.to_params(state_dict, config)
     except torch_port.WeightsError as e:
-        raise torch_port.WeightsError(f"{path}: {e}") from e
+        raise torch_port.WeightsError(f"{path}: {torch_port.shard_of(path) or e}") from e
     used = sum(bool(entry.parts) for entry in torch_port.key_table(config))
-    used += torch_port.WHITE_POINT in state_dict
+    used += torch_port.BRIGHTNESS in state_dict
     dtypes = tuple(sorted({a.dtype.name for a in state_dict.values()}))
-    return Weights(params, config, kind, len(state_dict), used, dtypes)
+    source = state_dict.source or "weights"
+    return Weights(params, config, kind, len(state_dict), used, dtypes, source)
 
 
 def save_weights(
@@ -83,20 +107,20 @@ def save_weights(
 ) -> Format:
     """Writes weights as the format `to`, by default the one that the suffix of `path` names.
 
-    `.safetensors` and `.pth` hold all published keys; any other name becomes an Orbax directory.
+    `.safetensors` and `.pth` hold all published keys; a name without a suffix becomes an Orbax
+    directory. Every format keeps the whole configuration, or is refused.
+
     `compact` ones hold the tensors that the model uses, parameters in float16: enough for this
     project, too few for a strict `load_state_dict`.
 
     Raises:
-      ValueError: `path` exists and `overwrite` is off, it cannot be written, a compact Orbax
-        directory is asked for, or a value is beyond float16.
+      ValueError: `path` has another suffix and `to` is not given, it exists and `overwrite` is
+        off, it cannot be written, a compact Orbax directory is asked for, a value is beyond
+        float16, or a setting beyond what a `.pth` can hold.
     """
-    path = Path(path)
-    suffixes: dict[str, Format] = {".safetensors": "safetensors", ".pth": "pth"}
-    named = suffixes.get(path.suffix.lower())
-    if to and named and to != named:
-        raise torch_port.WeightsError(f"{path}: the name says {named}, not {to}; change one")
-    to = to or named or "orbax"
+    path = Path(os.path.expanduser(path))
+    to = _format_of(path, to)
+    _put_back(path)
     if path.exists() and not overwrite:
         raise torch_port.WeightsError(f"{path}: exists already; choose another name or --overwrite")
     if to == "orbax" and compact:
@@ -111,16 +135,42 @@ def save_weights(
     state_dict = torch_port.to_state_dict(weights.params, weights.config)
     if compact:
         used = {entry.key for entry in torch_port.key_table(weights.config) if entry.parts}
-        state_dict = {
+        kept = {
             k: _halved(path, k, a) if k in used else a
             for k, a in state_dict.items()
-            if k in used or k == torch_port.WHITE_POINT
+            if k in used or k == torch_port.BRIGHTNESS
         }
+        state_dict = torch_port.StateDict(kept, state_dict.config)
     if to == "safetensors":
-        torch_port.write_safetensors(path, state_dict, {"format": "pt"})
+        torch_port.write_safetensors(path, state_dict)
     else:
         torch_port.write_pth(path, state_dict)
     return to
+
+
+def _put_back(path: Path) -> None:
+    """An Orbax directory that a process was replacing when it was killed."""
+
+    def problem(error: Exception) -> str:
+        return f"{path}: its old weights cannot be put back ({brief(error)}); move them there"
+
+    with errors_as(torch_port.WeightsError, problem, OSError):
+        put_back(path)
+
+
+def _format_of(path: Path, to: Format | None) -> Format:
+    """What the name of a file to be written says, or `to`, which must not contradict it."""
+    suffix = path.suffix.lower()
+    named: Format | None = _SUFFIXES.get(suffix)
+    if to and named and to != named:
+        raise torch_port.WeightsError(f"{path}: the name says {named}, not {to}; change one")
+    # a version, as in weights-1.5, is no suffix
+    if not (to or named or re.fullmatch(r"\.?\d*", suffix)):
+        raise torch_port.WeightsError(
+            f"{path}: {path.suffix} is no format that is written here; end the name in "
+            ".safetensors or .pth, or in neither for an Orbax directory (--to orbax takes any name)"
+        )
+    return to or named or "orbax"
 
 
 def _halved(path: Path, key: str, tensor: np.ndarray) -> np.ndarray:

@@ -1,0 +1,249 @@
+"""What a compiled TPU program does, read off its HLO text: loops counted as often as they run.
+
+`Compiled.cost_analysis()` counts the body of a loop once; here each instruction counts as often as
+the loops around it turn. Nothing is run.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+
+COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One kind of collective: how many a step, and the bytes of their arrays on one device."""
+
+    kind: str
+    count: int
+    size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ProgramCost:
+    """A step of a program on one device.
+
+    `traffic` is bytes read from and written to HBM: what each instruction reads and writes there,
+    padded to the tiles that TPUs store; of an array that an instruction slices, the slice.
+    `cycles` is the sum of the cycles that XLA's cost model gives each instruction.
+    """
+
+    collectives: tuple[Collective, ...]
+    traffic: int
+    cycles: int
+
+
+def read_program(text: str) -> ProgramCost:
+    """Reads `Compiled.as_text()` of a TPU program.
+
+    Raises:
+      ValueError: no HLO, or a loop whose number of turns the text does not tell.
+    """
+    computations, entry = _parse(text)
+    found: dict[str, list[int]] = {}
+    traffic = cycles = 0
+    for computation, turns, fused in _reached(computations, entry):
+        for ins in computation.values():
+            kind = ins.op.removesuffix("-start")
+            if kind in COLLECTIVES:
+                total = found.setdefault(kind, [0, 0])
+                total[0] += turns
+                total[1] += turns * _collective_bytes(ins, computation)
+            if not fused:
+                traffic += turns * _traffic(ins, computation, computations)
+                cycles += turns * ins.cycles
+    collectives = (Collective(kind, *found[kind]) for kind in COLLECTIVES if kind in found)
+    return ProgramCost(tuple(collectives), traffic, cycles)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
+    name: str
+    type: str
+    op: str
+    operands: tuple[str, ...]
+    attributes: str
+    root: bool
+
+    @functools.cached_property
+    def cycles(self) -> int:
+        match = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
+        return int(match[1]) if match else 0
+
+    def called(self, attribute: str) -> str:
+        match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
+        return match[1] if match else ""
+
+
+_Computation = dict[str, _Instruction]
+
+
+def _parse(text: str) -> tuple[dict[str, _Computation], str]:
+    computations: dict[str, _Computation] = {}
+    entry, current = "", {}
+    for line in text.splitlines():
+        if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
+            current = computations[header[2]] = {}
+            entry = header[2] if header[1] else entry
+        elif ins := _instruction(line):
+            current[ins.name] = ins
+    if not entry:
+        raise ValueError("expected the HLO text of a compiled program, found no ENTRY in it")
+    return computations, entry
+
+
+def _instruction(line: str) -> _Instruction | None:
+    match = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
+    if not match:
+        return None
+    rest = line[match.end() :]
+    end = _closing(rest) + 1 if rest.startswith("(") else rest.index(" ")
+    shape, rest = rest[:end], rest[end:].lstrip()
+    op, _, arguments = rest.partition("(")
+    end = _closing("(" + arguments) - 1
+    if op in ("parameter", "constant"):
+        return _Instruction(match[2], shape, op, (arguments[:end],), "", bool(match[1]))
+    operands = tuple(re.findall(r"%([\w.\-]+)", arguments[:end]))
+    return _Instruction(match[2], shape, op, operands, arguments[end + 1 :], bool(match[1]))
+
+
+def _closing(text: str) -> int:
+    """Where the parenthesis closes that opens `text`."""
+    depth = 0
+    for match in re.finditer(r"[()]", text):
+        depth += 1 if match[0] == "(" else -1
+        if depth == 0:
+            return match.start()
+    raise ValueError(f"unbalanced parentheses in HLO: {text[:80]}")
+
+
+def _reached(
+    computations: dict[str, _Computation], name: str, turns: int = 1, fused: bool = False
+) -> Iterator[tuple[_Computation, int, bool]]:
+    """Every computation that `name` runs, how often, and whether inside one instruction."""
+    computation = computations[name]
+    yield computation, turns, fused
+    for ins in computation.values():
+        match ins.op:
+            case "while":
+                times = turns * _turns(computations[ins.called("condition")], ins)
+                yield from _reached(computations, ins.called("body"), times, fused)
+            case "conditional":
+                branches = re.search(r"branch_computations=\{([^}]*)\}", ins.attributes)
+                names = re.findall(r"[\w.\-]+", branches[1]) if branches else []
+                names += filter(None, map(ins.called, ("true_computation", "false_computation")))
+                for branch in names:
+                    yield from _reached(computations, branch, turns, fused)
+            case "call":
+                yield from _reached(computations, ins.called("to_apply"), turns, fused)
+            case "fusion" | "async-start":
+                yield from _reached(computations, ins.called("calls"), turns, True)
+
+
+def _turns(condition: _Computation, loop: _Instruction) -> int:
+    """How often a loop turns whose counter goes from 0 in ones, as those of scans do."""
+    counts = [
+        int(ins.operands[0])
+        for ins in condition.values()
+        if ins.op == "constant" and re.match(r"[su]32\[\]", ins.type)
+    ]
+    if len(counts) != 1:
+        raise ValueError(f"cannot tell how often the loop {loop.name} turns: bounds {counts}")
+    return counts[0]
+
+
+_WIDTHS = {"pred": 1, "bf16": 2, "f16": 2} | {
+    f"{kind}{bits}": bits // 8 for kind in "suf" for bits in (8, 16, 32, 64)
+}
+
+
+def _sizes(shape: str, hbm_only: bool = False) -> list[int]:
+    """Bytes of each array of a type, padded to tiles; with `hbm_only` 0 where it lies elsewhere.
+
+    `f32[8,80,80,6]{3,0,2,1:T(8,128)S(1)}` is stored with dimension 3 in lanes of 128 and
+    dimension 0 in sublanes of 8, and lies in memory 1, which is on the chip; memory 0 is the HBM.
+    """
+    sizes = []
+    for kind, dims, layout in re.findall(r"\b([a-z]+\d*)\[([\d,]*)\](?:\{([^}]*)\})?", shape):
+        if kind not in _WIDTHS:
+            continue
+        order, _, marks = layout.partition(":")
+        lengths = [int(d) for d in dims.split(",") if d]
+        physical = [lengths[int(axis)] for axis in reversed(order.split(",")) if axis] or lengths
+        if tile := re.match(r"T\(([\d,]+)\)", marks):
+            tiles = [int(size) for size in tile[1].split(",")]
+            for axis, size in zip(range(-len(tiles), 0), tiles, strict=True):
+                if -axis <= len(physical):
+                    physical[axis] = -(-physical[axis] // size) * size
+        on_chip = hbm_only and re.search(r"S\([1-9]\d*\)", marks)
+        sizes.append(0 if on_chip else _WIDTHS[kind] * math.prod(physical))
+    return sizes
+
+
+def _collective_bytes(ins: _Instruction, computation: _Computation) -> int:
+    given = sum(sum(_sizes(computation[name].type)) for name in ins.operands)
+    made = sum(_sizes(ins.type))
+    # the start of a gather returns its operand beside its result
+    return made - given if ins.op == "all-gather-start" else max(given, made)
+
+
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"}
+_FREE |= {"call", "after-all", "partition-id", "replica-id", "opt-barrier", "async-done"}
+
+
+def _traffic(
+    ins: _Instruction, computation: _Computation, computations: dict[str, _Computation]
+) -> int:
+    if ins.op in _FREE or ins.op.endswith(("-done", "-update")):
+        return 0
+    reads = [sum(_sizes(computation[name].type, hbm_only=True)) for name in ins.operands]
+    written = _sizes(ins.type, hbm_only=True)
+    if ins.op == "fusion":
+        inner = computations[ins.called("calls")]
+        reads = [min(n, _read(inner, i)) for i, n in enumerate(reads)]
+        written = [min(sum(written), _written(inner))]
+    elif ins.op.endswith("-start"):
+        written = written[:1]
+    elif ins.op in ("dynamic-slice", "slice", "gather"):
+        reads = [min(sum(reads), sum(written))]
+    elif ins.op == "dynamic-update-slice":
+        reads, written = reads[1:2], reads[1:2]
+    return sum(reads) + sum(written)
+
+
+def _read(fused: _Computation, position: int) -> int:
+    """Bytes that a fusion reads of its operand; of one that it only slices, the slices."""
+    parameters = (ins for ins in fused.values() if ins.op == "parameter")
+    mine = next(ins for ins in parameters if ins.operands == (str(position),))
+    slices = _slices(fused, mine.name)
+    return sum(_sizes(mine.type)) if slices is None else slices
+
+
+def _slices(fused: _Computation, name: str) -> int | None:
+    """Bytes of the slices of an array; None where it is read otherwise, too."""
+    total = 0
+    for user in (ins for ins in fused.values() if name in ins.operands):
+        if user.op in ("dynamic-slice", "slice"):
+            total += sum(_sizes(user.type))
+        elif user.op == "bitcast" and (slices := _slices(fused, user.name)) is not None:
+            total += slices
+        elif user.op != "dynamic-update-slice" or user.operands[0] != name:
+            return None
+    return total
+
+
+def _written(fused: _Computation) -> int:
+    """Bytes that a fusion writes; of an array that it updates in place, the update."""
+    root = next(ins for ins in fused.values() if ins.root)
+    outputs = [fused[name] for name in root.operands] if root.op == "tuple" else [root]
+    total = 0
+    for output in outputs:
+        made = output
+        while made.op == "bitcast":
+            made = fused[made.operands[0]]
+        changed = fused[made.operands[1]] if made.op == "dynamic-update-slice" else output
+        total += sum(_sizes(changed.type))
+    return total

@@ -1,6 +1,0 @@
-"""Convolutions of NHWC arrays in the forms that are fast: here, and in their gradients."""
-
-from zmar_jax.conv.dense import conv1 as conv1
-from zmar_jax.conv.dense import conv3 as conv3
-from zmar_jax.conv.depthwise import dw3 as dw3
-from zmar_jax.conv.taps import pad1 as pad1

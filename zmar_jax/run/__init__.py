@@ -1,1 +1,0 @@
-"""What surrounds the training loop: checkpoints, logs, and stopping in time."""

@@ -1,0 +1,59 @@
+"""What must be alike on all hosts of a run: they would train on in silence, each its own way."""
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from zmar_jax.config import Config, to_flat, without_places
+from zmar_jax.data.pipeline import Loader
+from zmar_jax.weights import Weights
+
+PLACES = ("data.data_dir", "train.init")
+"""Where something lies, which may differ, as what `without_places` names; that it is the same thing
+is what `inputs` compares."""
+OWN = ("data.workers",)
+"""What each host may choose for itself."""
+PACKAGES = (
+    *("zmar-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
+    *("grain", "numpy", "opencv-python-headless", "pillow"),
+)
+"""On whose versions numbers or what hosts tell each other depend."""
+
+
+def settings(config: Config, accept_changes: bool) -> dict[str, Any]:
+    """Configuration and versions, to be compared before anything else is done."""
+    keys = to_flat(without_places(config))
+    keys |= {key: keys[key] is not None for key in PLACES}
+    versions = {f"version of {name}": _version(name) for name in PACKAGES}
+    versions["version of Python"] = platform.python_version()
+    return {
+        **{key: value for key, value in keys.items() if key not in OWN},
+        **versions,
+        "--accept-changes": accept_changes,
+    }
+
+
+def inputs(
+    train: Loader, val: Loader, weights: Weights | None, checkpoint: str | None
+) -> dict[str, Any]:
+    """Data, masks and beginning of a run, to be compared before the first step.
+
+    Args:
+      weights: those that the run begins from; checkpoint: the name of the newest, which it goes on
+        from.
+    """
+    return {
+        "training data": train.pictures,
+        "validation data": val.pictures,
+        "masks": train.masks,
+        "weights in train.init": None if weights is None else weights.checksum,
+        "newest checkpoint in --workdir": checkpoint,
+    }
+
+
+def _version(package: str) -> str | None:
+    """None where it is there under another name, as opencv-python is, or was not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

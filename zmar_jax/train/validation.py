@@ -1,0 +1,106 @@
+"""Validation during training: whole pictures restored at heat 0 and scored (model.md section 8)."""
+
+import dataclasses
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from zmar_jax import ops
+from zmar_jax.config import Config
+from zmar_jax.data import DataError
+from zmar_jax.data.cache import Progress
+from zmar_jax.data.folders import Tell
+from zmar_jax.data.pipeline import make_loader
+from zmar_jax.imaging.exposure import as_seen
+from zmar_jax.imaging.images import pad_to_multiple
+from zmar_jax.imaging.metrics import score
+from zmar_jax.models import ZmarSNFlow
+from zmar_jax.runtime import compilation, sharding
+
+Panel = tuple[str, np.ndarray, np.ndarray, np.ndarray]
+"""Name, low, restored and gt of a picture, uint8 [H, W, 3]."""
+PANELS = 4
+
+
+class Validator:
+    """Restores the validation split, one picture per device at a time."""
+
+    def __init__(
+        self,
+        config: Config,
+        mesh: Mesh,
+        tell: Tell = warnings.warn,
+        progress: Progress = lambda done, total: None,
+    ):
+        """`tell` and `progress` are called as by `make_loader`."""
+        model = ZmarSNFlow(config.model, compilation.stripe_bytes())
+        processes = jax.process_count()
+        data = dataclasses.replace(config.data, batch_size=mesh.size, workers=0)
+        self.loader = make_loader(data, "val", jax.process_index(), processes, progress, tell=tell)
+        self._mesh, self._brightness = mesh, config.model.brightness
+        self._stride = config.model.stride
+
+        def restore(params: Any, low: jax.Array) -> jax.Array:
+            lr, mask = ops.network_input(sharding.constrain(low, sharding.BATCH))
+            b, h, w, _ = low.shape
+            z = jnp.zeros((b, *config.model.latent_shape(h, w)))
+            x, _ = model.apply({"params": params}, z, lr, mask, method="inverse")
+            return sharding.constrain(ops.to_pixels(x), sharding.BATCH)
+
+        self._restore = sharding.jit(restore, mesh)
+
+    def __call__(self, params: Any) -> tuple[dict[str, float], list[Panel]]:
+        """Scores as the release validates, and the first pictures of this process.
+
+        Returns:
+          psnr (dB) and ssim, means over the split (NaN where a pixel is not finite), and
+          psnr_input, of the dark pictures themselves; up to `PANELS` panels.
+        """
+        rows, panels = [], []
+        self.loader.restart()
+        for batch in self.loader:
+            restored = self._local(params, batch["low"])
+            for i in np.flatnonzero(batch["valid"]):
+                low, gt = batch["low"][i], batch["gt"][i]
+                found, given = (score(image, gt, "validation") for image in (restored[i], low))
+                rows.append((found.psnr, found.ssim, given.psnr))
+                if len(panels) < PANELS:
+                    shown = np.round(255 * np.nan_to_num(restored[i])).astype(np.uint8)
+                    panels.append((str(batch["id"][i]), low, shown, gt))
+        sums = np.append(np.sum(np.reshape(rows, (-1, 3)), 0), len(rows))
+        totals = np.reshape(multihost_utils.process_allgather(sums), (-1, 4)).sum(0)
+        names = ("psnr", "ssim", "psnr_input")
+        return dict(zip(names, (totals[:3] / totals[3]).tolist(), strict=True)), panels
+
+    def get_state(self) -> dict[str, str]:
+        """What scores are of, to be saved beside the state of the training data."""
+        return {"validation": self.loader.pictures}
+
+    def check_state(self, state: dict[str, Any], accept_changes: bool = False) -> None:
+        """Raises DataError where scores saved with `state` are of other pictures than these.
+
+        Args:
+          state: what `get_state` said; of older versions it says nothing.
+          accept_changes: go on although they are.
+        """
+        before = state.get("validation", self.loader.pictures)
+        if before != self.loader.pictures and not accept_changes:
+            raise DataError(
+                "the validation pictures are not those that this run was begun with, so its scores "
+                "would not compare; put them back, begin another run, or say --accept-changes"
+            )
+
+    def _local(self, params: Any, low: np.ndarray) -> np.ndarray:
+        """This process's pictures restored, float32 in [0, 1] or NaN."""
+        _, height, width, _ = low.shape
+        seen = np.stack([as_seen(picture, self._brightness).image for picture in low])
+        padded = pad_to_multiple(seen, self._stride)
+        out = self._restore(params, sharding.shard_batch({"low": padded}, self._mesh)["low"])
+        shards = sorted(out.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+        restored = np.concatenate([np.asarray(shard.data) for shard in shards])
+        return restored[:, :height, :width]
