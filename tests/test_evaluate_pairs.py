@@ -80,6 +80,37 @@ def test_photographs_are_degraded_as_the_command_mask_does(tmp_path):
         assert np.array_equal(gt, read_photo(tmp_path / "photos" / f"{id_}.png").rgb)
 
 
+def test_equal_names_keep_their_suffixes_and_masks_are_as_the_command_makes_them(tmp_path):
+    for name in ("a.png", "a.bmp", "IMG.0001.png", "IMG.0002.png"):
+        put(tmp_path / "photos" / name, picture(len(name), (40, 50)))
+    assert cli.main(["mask", str(tmp_path / "photos"), str(tmp_path / "out"), "--darken"]) == 0
+    pairs = open_pairs(Source(str(tmp_path / "photos"), masks=MaskConfig()))
+    assert sorted(pairs.ids) == ["IMG.0001", "IMG.0002", "a.bmp", "a.png"]
+    for i, id_ in enumerate(pairs.ids):
+        made = read_photo(tmp_path / "out" / "images" / f"{id_}.png").rgb
+        assert np.array_equal(pairs.read(i)[0], made)
+
+
+def test_files_that_are_no_masks_are_told(tmp_path):
+    put(tmp_path / "dark" / "a.png", picture(0, (200, 200)))
+    put(tmp_path / "masks" / "m.png", np.uint8(255 * np.eye(9)[..., None].repeat(3, -1)))
+    (tmp_path / "masks" / "m.dng").write_bytes(b"")
+    source = Source(
+        str(tmp_path / "dark"), masks=MaskConfig(str(tmp_path / "masks")), reference=False
+    )
+    (note,) = open_pairs(source).notes
+    assert "m.dng" in note
+
+
+def test_pairs_are_not_darkened_again(tmp_path, capsys):
+    for role in ("low", "high"):
+        put(tmp_path / "pairs" / role / "a.png", picture(0, (40, 50)))
+    assert cli.main(["mask", str(tmp_path / "pairs"), str(tmp_path / "out"), "--darken"]) == 1
+    assert "holds pairs" in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "out").exists()
+    assert cli.main(["mask", str(tmp_path / "pairs"), str(tmp_path / "out")]) == 0
+
+
 def test_a_benchmark_gives_its_test_split_and_the_frames_asked_for(tmp_path):
     benchmark_folders.make("sdsd_indoor", tmp_path / "source")
     datasets.prepare("sdsd_indoor", tmp_path / "source", tmp_path, 16, warn=lambda text: None)
@@ -116,7 +147,10 @@ def test_a_benchmark_gives_its_test_split_and_the_frames_asked_for(tmp_path):
         ({"low/1.png": (15, 20), "gt/1.png": (15, 20)}, ["20x15, smaller than 16x16"]),
         ({"low/1.png": (20, 20), "gt/1.png": None}, ["gt/1.png: cannot be read"]),
         ({"low/a.png": (20, 20), "low/A.bmp": (20, 20), "gt/a.png": (20, 20)}, ["pairs as a"]),
-        ({"a.png": (20, 20), "a.bmp": (20, 20)}, ["more than one photograph called a"]),
+        (
+            {name: (20, 20) for name in ("a.png", "a.bmp", "a.png.bmp")},
+            ["more than one photograph called a.png"],
+        ),
         ({"notes/readme.png": None}, ["readme.png: cannot be read"]),
     ],
 )

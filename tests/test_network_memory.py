@@ -1,17 +1,22 @@
-"""The memory plan of `score` and `evaluate`: told before anything is computed."""
+"""What does not fit into memory is told before it is computed, by every command."""
 
+from types import SimpleNamespace
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from zmar_jax import cli
+from zmar_jax.benchmark import train as benchmark_train
 from zmar_jax.config import PRESETS
 from zmar_jax.evaluate import network as evaluate_network
 from zmar_jax.evaluate.network import Network
 from zmar_jax.imaging.images import Photo, write_photo
 from zmar_jax.restore import memory
 from zmar_jax.restore.memory import GIB, MemoryLimitError, need
+from zmar_jax.runtime import compilation, sharding
+from zmar_jax.runtime import memory as runtime_memory
 from zmar_jax.weights import Weights
 
 TINY = PRESETS["tiny"]
@@ -65,3 +70,32 @@ def test_score_is_told_before_it_compiles(monkeypatch, tmp_path, capsys):
     assert cli.main(["score", *places, "--memory", "1MiB"]) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
     assert said[0].startswith(f"error: {tmp_path}/low.png: 32x32 pixels (width x height) need")
+
+
+def test_a_program_is_held_against_what_is_free(monkeypatch):
+    def grow(x: Any, times: int) -> Any:
+        return jnp.sort(jnp.tile(x, times)).sum()
+
+    program = compilation.jit(grow, static_argnums=1).lower(jnp.ones(1 << 10), 1 << 10).compile()
+    monkeypatch.setattr(runtime_memory, "free", lambda: 16 << 20)
+    runtime_memory.check_program(program, "this", "less")
+    runtime_memory.check_program(program, "this", "less", 2)
+    expected = r"^this needs 0\.0 GiB of memory more than is taken already, .* free; less$"
+    with pytest.raises(MemoryLimitError, match=expected):
+        runtime_memory.check_program(program, "this", "less", 16)
+
+
+def test_a_training_step_that_does_not_fit_is_not_timed(monkeypatch, capsys):
+    class Compiled:
+        def memory_analysis(self) -> Any:
+            return SimpleNamespace(
+                temp_size_in_bytes=900 * GIB, output_size_in_bytes=2 * GIB, alias_size_in_bytes=GIB
+            )
+
+    monkeypatch.setattr(sharding.Program, "compile", lambda *_: Compiled())
+    monkeypatch.setattr(benchmark_train, "multiply_adds", lambda *_: 1)
+    small = ["model.dim=2", "model.flow_steps=1", "model.blocks=[1,1,1,1]", "data.crop=16"]
+    assert cli.main(["benchmark", "train", *small]) == 1
+    found = capsys.readouterr().err.replace("\n", " ")
+    assert "a training step needs 901.0 GiB" in found
+    assert "train.remat=reversible" in found

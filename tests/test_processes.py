@@ -6,6 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 from PIL import Image
 
@@ -136,6 +137,15 @@ def test_versions_are_compared(package: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(hosts, "version", lambda name: "0.0" if name == package else known(name))
     after = hosts.settings(Config(), False)
     assert {key for key in after if after[key] != before[key]} == {f"version of {package}"}
+
+
+def test_settings_of_jax_are_compared() -> None:
+    before = hosts.settings(Config(), False)
+    with jax.default_matmul_precision("bfloat16"):
+        after = hosts.settings(Config(), False)
+    changed = {key for key in after if after[key] != before[key]}
+    assert changed == {"JAX setting jax_default_matmul_precision"}
+    assert before["kind of device"] == jax.devices()[0].device_kind
 
 
 def test_a_missing_package_is_a_fact_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -319,6 +320,30 @@ def test_what_a_killed_process_replaced_is_found(tmp_path: Path) -> None:
     (tmp_path / "lol_v1").rename(tmp_path / ".lol_v1.replaced")
     with pytest.raises(DataError, match="is no prepared set, so it is not replaced"):
         prepare(tmp_path, 1)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_reader_that_looks_between_the_two_renames(
+    times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may put the old one back; the write goes on, or fails and leaves what was there."""
+    target, rename, looked = tmp_path / "target", os.rename, []
+
+    def look_before(source: Any, goal: Any) -> None:
+        if goal == target and Path(source).name == "new" and len(looked) < times:
+            looked.append(goal)
+            replacing.put_back(target)
+        rename(source, goal)
+
+    target.mkdir()
+    (target / "content").write_text("old")
+    monkeypatch.setattr(os, "rename", look_before)
+    expected = pytest.raises(OSError, match="not empty") if times > 1 else contextlib.nullcontext()
+    with expected, replacing.whole_folder(target) as new:
+        (new / "content").write_text("new")
+    assert len(looked) == times
+    assert (target / "content").read_text() == ("old" if times > 1 else "new")
+    assert os.listdir(tmp_path) == ["target"]
 
 
 def test_a_link_to_a_folder_is_replaced_and_not_what_it_leads_to(tmp_path: Path) -> None:

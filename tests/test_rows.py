@@ -27,6 +27,7 @@ from zmar_jax.restore.memory import GIB, MemoryLimitError, Plan
 from zmar_jax.restore.programs import make_programs, make_split_programs
 from zmar_jax.restore.restorer import Restorer
 from zmar_jax.runtime import compilation
+from zmar_jax.runtime.memory import _container_memory
 from zmar_jax.tiling.rows import Rows, Window, stripe_rows
 from zmar_jax.tiling.shares import LEAST, Shares, most_shares
 
@@ -312,7 +313,7 @@ def test_the_estimate_is_xlas_own_count(
 
 
 def test_stripes_where_the_whole_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_on_cpu", lambda: False)
+    monkeypatch.setattr(memory, "on_cpu", lambda: False)
     plans = [memory.choose(FULL, 1000, 1496, n * GIB) for n in (16, 4)]
     assert plans[0].stripe_bytes is None
     assert plans[1].stripe_bytes is not None
@@ -344,7 +345,7 @@ def test_a_containers_limit(tmp_path: Path, files: dict[str, Any], left: float) 
     (tmp_path / "memory").mkdir()
     for name, value in files.items():
         (tmp_path / name).write_text(f"{value}\n")
-    assert memory._container_memory(tmp_path) == left
+    assert _container_memory(tmp_path) == left
 
 
 def test_what_cannot_fit_is_refused() -> None:

@@ -15,7 +15,7 @@ from zmar_jax.data import DataError
 from zmar_jax.data.pipeline import make_loader
 from zmar_jax.imaging.exposure import as_seen
 from zmar_jax.imaging.metrics import score
-from zmar_jax.runtime import sharding
+from zmar_jax.runtime import memory, sharding
 from zmar_jax.train import validation
 from zmar_jax.train.validation import Validator
 
@@ -105,6 +105,14 @@ def test_the_model_sees_exposed_pictures(config: Config) -> None:
         np.testing.assert_allclose(restored, seen, atol=1)
 
 
+def test_a_picture_that_does_not_fit_is_named_before_it_is_restored(config, monkeypatch) -> None:
+    validator = Validator(config, sharding.make_mesh())
+    monkeypatch.setattr(memory, "free", lambda: 0)
+    expected = r"^validation, of pictures of \d+x\d+ pixels, needs .* validate on smaller ones"
+    with pytest.raises(memory.MemoryLimitError, match=expected):
+        validator(jnp.float32(1.0))
+
+
 def test_hosts_with_unequal_shares_count_each_picture_once(config: Config, monkeypatch) -> None:
     """Four hosts, one after the other, each of which knows what those before it have told."""
     told: list[np.ndarray] = []
@@ -118,6 +126,7 @@ def test_hosts_with_unequal_shares_count_each_picture_once(config: Config, monke
     monkeypatch.setattr(sharding, "BATCH", sharding.REPLICATED)
     monkeypatch.setattr(sharding, "shard_batch", lambda batch, _: jax.tree.map(jnp.asarray, batch))
     monkeypatch.setattr(validation.multihost_utils, "process_allgather", gather)
+    monkeypatch.setattr(validation, "together", lambda do: do())
     monkeypatch.setattr(jax, "process_count", lambda: 4)
     for host in range(4):
         monkeypatch.setattr(jax, "process_index", lambda host=host: host)

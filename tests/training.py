@@ -112,9 +112,10 @@ def shared_programs() -> Iterator[None]:
     compile = sharding.Program.compile
 
     def compile_once(program: sharding.Program, *args: Any, **options: Any) -> Any:
-        if program not in compiled:
-            compiled[program] = compile(program, *args, **options)
-        return compiled[program]
+        key = program, *(leaf.shape for leaf in jax.tree.leaves(args))
+        if key not in compiled:
+            compiled[key] = compile(program, *args, **options)
+        return compiled[key]
 
     def steps_once(state: TrainState, mesh: Any) -> Any:
         leaves, structure = jax.tree.flatten(state)

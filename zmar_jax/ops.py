@@ -200,7 +200,7 @@ def pixel_sum(x: Array) -> Array:
 
 @jax.custom_vjp
 def square_sum(x: Array) -> Array:
-    """Of each channel's numbers over the pixels: [B, H, W, C] -> [B, C], float32 at least."""
+    """Sums of squares over the pixels: [B, H, W, C] -> [B, C], float32 at least."""
     return lax.platform_dependent(x, cpu=_square_sum_cpu, default=_square_sum)
 
 

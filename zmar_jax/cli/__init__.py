@@ -75,8 +75,8 @@ def _message(error: Exception) -> str | None:
     from zmar_jax.data import DataError
     from zmar_jax.evaluate.records import EvaluationError
     from zmar_jax.imaging.images import ImageError
-    from zmar_jax.restore.memory import MemoryLimitError
     from zmar_jax.runtime.devices import missing_devices
+    from zmar_jax.runtime.memory import MemoryLimitError
     from zmar_jax.runtime.processes import ProcessError
     from zmar_jax.torch_port import WeightsError
     from zmar_jax.train import TrainingError

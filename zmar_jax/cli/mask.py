@@ -52,6 +52,7 @@ def mask(
     """
     from zmar_jax.config import DarkenConfig, MaskConfig
     from zmar_jax.data.copies import CopyOptions, plan_copies, write_copies
+    from zmar_jax.data.folders import survey
     from zmar_jax.imaging.images import find_photos
 
     check_seed(seed)
@@ -73,13 +74,18 @@ def mask(
         if exposure
         else DarkenConfig()
     )
+    if darken and source.is_dir() and (sets := survey(source).sets):
+        raise UsageError(
+            f"{source}: holds pairs, of which half are dark already ({sets[0].low}); name a folder "
+            "of bright photographs alone"
+        )
     options = CopyOptions(seed, mask_config, dark_config if darken else None, panel)
     notes: list[str] = []
     check_folder(target)
     copies = plan_copies(find_photos([source], tell=notes.append), target)
     make_folder(target)
     with progress(len(copies), "masking") as step:
-        failed = write_copies(copies, options, step)
+        failed = write_copies(copies, options, step, notes.append)
     out.print(
         "; ".join([f"{len(copies) - len(failed)} of {len(copies)} masked into {target}", *notes])
     )

@@ -80,7 +80,7 @@ class ModelConfig:
 
     @property
     def levels(self) -> int:
-        """Of the encoder and of the flow; each halves height and width."""
+        """How many levels encoder and flow have; each halves height and width."""
         return len(self.blocks) - 1
 
     @property
@@ -95,7 +95,7 @@ class ModelConfig:
 
     @property
     def latent_channels(self) -> int:
-        """Of the latent: all numbers of the RGB pixels that it stands for."""
+        """Channels of the latent: all numbers of the RGB pixels that one pixel of it replaces."""
         return self.flow_channels(self.levels)
 
     @property
@@ -104,7 +104,7 @@ class ModelConfig:
         return 6 * self.dim
 
     def flow_channels(self, level: int) -> int:
-        """Of the flow's state at a level, from 1."""
+        """Channels of the flow's state at a level, counted from 1."""
         return 3 * 4**level
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:

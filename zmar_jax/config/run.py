@@ -31,8 +31,8 @@ class Config:
 
 
 def without_places(config: Config) -> Config:
-    """The same, but for where its pictures and masks lie: they are compared by their fingerprints,
-    as they may be named by another path, or be moved."""
+    """The configuration without the places of its pictures and masks. Those are compared by their
+    fingerprints, as they may be named by another path, or be moved."""
     data = config.data
     drawn = data.masks.source in ("procedural", "none")
     masks = data.masks if drawn else dataclasses.replace(data.masks, source="folder")

@@ -67,7 +67,7 @@ class PixelCache:
         return np.memmap(self.folder / "pixels.bin", np.uint8, "r")
 
     def only(self, indices: Sequence[int]) -> "PixelCache":
-        """The same with these pictures alone, and so with a fingerprint of their own."""
+        """A cache of these pictures alone, with a fingerprint of its own."""
         chosen = copy.copy(self)
         chosen.ids = [self.ids[i] for i in indices]
         chosen.sizes = [self.sizes[i] for i in indices]

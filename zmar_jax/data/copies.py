@@ -8,10 +8,11 @@ import numpy as np
 
 from zmar_jax.config import DarkenConfig, MaskConfig
 from zmar_jax.data.degrade import darken_picture
+from zmar_jax.data.folders import Tell
 from zmar_jax.data.hashing import id_seed
 from zmar_jax.data.masks import apply_mask, draw_mask, load_masks
 from zmar_jax.imaging.images import ImageError, Photo, read_photo, write_photo
-from zmar_jax.imaging.outputs import bare_name, output_paths
+from zmar_jax.imaging.outputs import distinct_names, output_paths
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Copy:
 
     source: Path
     name: str
-    """Relative to the input, without suffix."""
+    """Relative to the input, as of `outputs.distinct_names`."""
     image: Path
     mask: Path
     panel: Path
@@ -45,8 +46,8 @@ def plan_copies(found: Sequence[tuple[Path, Path]], out_dir: Path) -> list[Copy]
     """
     folders = [output_paths(found, out_dir / name) for name in ("images", "masks", "panels")]
     return [
-        Copy(source, bare_name(relative).as_posix(), *(target for _, target in targets))
-        for (source, relative), *targets in zip(found, *folders, strict=True)
+        Copy(source, name.as_posix(), *(target for _, target in targets))
+        for (source, _), name, *targets in zip(found, distinct_names(found), *folders, strict=True)
     ]
 
 
@@ -54,11 +55,13 @@ def write_copies(
     copies: Sequence[Copy],
     options: CopyOptions,
     done: Callable[[Path, Path, Exception | None], None],
+    tell: Tell = lambda text: None,
 ) -> list[Path]:
     """Writes each copy and its mask; a failure is reported and the others go on.
 
     Args:
       done: called after each with source, target, and the error or None.
+      tell: as of `images.find_photos`, for the folder of masks.
 
     Returns:
       The sources that failed.
@@ -66,7 +69,7 @@ def write_copies(
     Raises:
       ValueError: the folder of masks cannot be used; nothing is written.
     """
-    masks = load_masks(options.masks)
+    masks = load_masks(options.masks, tell)
     failed = []
     for copy in copies:
         error = None

@@ -184,7 +184,7 @@ def prepare(
 
 
 def _manifest(builder: _Pairs, source: FoundBenchmark, crop: int, step: Step) -> dict[str, Any]:
-    """Of what is on disk; DataError unless that is all of `source`, in order."""
+    """The manifest of what is on disk; DataError unless that is all of `source`, in order."""
     splits = {}
     for split in ("train", "test"):
         pairs = [pair for pair in source.pairs if pair.split == split]

@@ -18,6 +18,7 @@ from typing import Literal
 
 from zmar_jax.data.errors import DataError
 from zmar_jax.imaging.images import SUFFIXES, find_photos
+from zmar_jax.imaging.outputs import bare_name
 
 Role = Literal["low", "gt"]
 Part = Literal["train", "val", "test"]
@@ -214,7 +215,7 @@ def pairing_key(stem: str) -> str:
 
 def id_of(name: Path) -> str:
     """The name of a picture: relative to its folder, without suffix."""
-    return name.with_suffix("").as_posix()
+    return bare_name(name).as_posix()
 
 
 def _one_of(role: Role) -> str:

@@ -87,7 +87,7 @@ class Loader(Iterator[Batch]):
 
     @property
     def fingerprint(self) -> str:
-        """Of all that batches are made of; a state is of use to these alone."""
+        """Tells apart all that batches are made of; a state is of use where it is the same."""
         return f"{self.pictures}, masks {self.masks}"
 
     def __len__(self) -> int:

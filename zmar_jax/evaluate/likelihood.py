@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from zmar_jax.data.errors import DataError
-from zmar_jax.data.folders import Tell, match
+from zmar_jax.data.folders import Tell, id_of, match
 from zmar_jax.data.hashing import id_seed
 from zmar_jax.evaluate.network import Network, batches
 from zmar_jax.evaluate.pairs import inspect, read_eight_bits
@@ -28,7 +28,7 @@ def find_pairs(
         raise DataError(f"expected two files or two folders, got {low} and {restored}")
     if low.is_dir():
         return match(find_photos([low], tell=tell), find_photos([restored], tell=tell))
-    return [(low.stem, low, restored)]
+    return [(id_of(Path(low.name)), low, restored)]
 
 
 def score_pairs(

@@ -18,6 +18,7 @@ from zmar_jax.models import ZmarSNFlow, losses
 from zmar_jax.restore import memory
 from zmar_jax.restore.latents import Tally, latent
 from zmar_jax.runtime import compilation, sharding
+from zmar_jax.runtime.memory import MemoryLimitError
 from zmar_jax.runtime.stop import stop_if_asked
 from zmar_jax.torch_port import WeightsError
 from zmar_jax.weights import Weights
@@ -134,7 +135,7 @@ class Network:
         largest = max(range(len(sizes)), key=needs.__getitem__)
         if needs[largest] > limit:
             several = self._per_device or 1
-            raise memory.MemoryLimitError(
+            raise MemoryLimitError(
                 f"{names[largest]}: {memory.needs(*sizes[largest], needs[largest], limit)}; make "
                 f"it smaller or leave it out, or say more --memory"
                 f"{' or less --batch' if several > 1 else ''}"

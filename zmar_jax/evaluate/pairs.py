@@ -1,5 +1,6 @@
 """What is evaluated: dark pictures, with or without ground truths, of a benchmark or a folder."""
 
+import collections
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
@@ -12,12 +13,13 @@ import skimage.data
 from zmar_jax.config import BENCHMARKS, DarkenConfig, MaskConfig, ModelConfig
 from zmar_jax.data.copies import darken_photo, eight_bits
 from zmar_jax.data.errors import DataError
-from zmar_jax.data.folders import Found, PairSet, choose, id_of, refuse_pairs, role_of, survey
+from zmar_jax.data.folders import Found, PairSet, choose, refuse_pairs, role_of, survey
 from zmar_jax.data.hashing import id_seed
 from zmar_jax.data.masks import apply_mask, draw_mask, load_masks, masks_digest
 from zmar_jax.data.pictures import BUILT_IN, first_of_each_scene
 from zmar_jax.evaluate import niqe
 from zmar_jax.imaging.images import find_photos, read_photo, size_text
+from zmar_jax.imaging.outputs import distinct_names
 from zmar_jax.runtime.stop import stop_if_asked
 
 BUILT_IN_NAME = "builtin"
@@ -112,7 +114,8 @@ def open_pairs(source: Source) -> Pairs:
         "dark": _dark_pictures,
     }
     kind = kind_of(source.data, source.reference, source.gt, source.clean)
-    masks = load_masks(source.masks)
+    notes: list[str] = []
+    masks = load_masks(source.masks, notes.append)
     pairs = openers[kind](source)
     salt = masks_digest(masks)
 
@@ -122,7 +125,7 @@ def open_pairs(source: Source) -> Pairs:
         return apply_mask(low, draw_mask(seed, low.shape[:2], source.masks, masks)), gt
 
     digests = tuple(f"{digest}-{salt}" for digest in pairs.digests)
-    return dataclasses.replace(pairs, read=read, digests=digests)
+    return dataclasses.replace(pairs, read=read, digests=digests, notes=(*pairs.notes, *notes))
 
 
 def read_eight_bits(path: Path) -> np.ndarray:
@@ -255,8 +258,8 @@ def _name(data: str) -> str:
 
 
 def _ids(data: str, found: Found) -> tuple[str, ...]:
-    ids = tuple(id_of(name) for _, name in found)
-    if len(set(ids)) < len(ids):
-        twice = sorted({id_ for id_ in ids if ids.count(id_) > 1})
-        raise DataError(f"{data}: more than one photograph called {', '.join(twice)}")
+    """Where several photographs have one name, each keeps its suffix."""
+    ids = tuple(name.as_posix() for name in distinct_names(found))
+    if twice := [name for name, count in collections.Counter(ids).items() if count > 1]:
+        raise DataError(f"{data}: more than one photograph called {', '.join(twice)}; rename one")
     return ids

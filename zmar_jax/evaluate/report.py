@@ -72,7 +72,7 @@ def write_report(
 
 
 def _shown(record: Record, key: str) -> Any:
-    """As the script of the page expects it: JSON has no infinity."""
+    """A number as the script of the page expects it: JSON has no infinity."""
     return "infinite" if key in record.get("infinite", ()) else record[key]
 
 

@@ -155,7 +155,7 @@ def csv_text(text: str) -> str:
 
 
 def _cell(record: Record, key: str) -> Any:
-    """Of the CSV, which has infinity, but nothing where there is no number."""
+    """A cell of the CSV: infinity is written, and nothing where there is no number."""
     if isinstance(record[key], str):
         return csv_text(record[key])
     value = value_of(record, key)

@@ -70,12 +70,14 @@ def replace_folder(new: Path, target: Path, keep: bool = False) -> None:
     Raises:
       OSError: `target` is as it was.
     """
-    aside = _aside(target)
     try:
-        if os.path.lexists(target) and not keep:
-            _remove_aside(target)  # of a process that was killed when all but this was done
-            os.rename(target, aside)
-        os.rename(new, target)
+        try:
+            _rename(new, target, keep)
+        except OSError:
+            # a reader may have put the old one back in between
+            if keep or not os.path.lexists(target):
+                raise
+            _rename(new, target, keep)
     except BaseException as e:
         put_back(target)
         if not (keep and isinstance(e, OSError) and target.exists()):
@@ -84,6 +86,13 @@ def replace_folder(new: Path, target: Path, keep: bool = False) -> None:
         if os.path.lexists(target):  # the old one or the new one: what is aside is of no more use
             with contextlib.suppress(OSError):
                 _remove_aside(target)
+
+
+def _rename(new: Path, target: Path, keep: bool) -> None:
+    if os.path.lexists(target) and not keep:
+        _remove_aside(target)  # of a process that was killed when all but this was done
+        os.rename(target, _aside(target))
+    os.rename(new, target)
 
 
 def put_back(target: Path) -> None:

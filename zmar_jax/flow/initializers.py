@@ -76,7 +76,7 @@ class Scaled(Initializer):
 
     @staticmethod
     def numbers(key: Array, shape: Shape) -> Array:
-        """Of the distribution."""
+        """Draws from the distribution."""
         raise NotImplementedError
 
     def one(self, key: Array, shape: Shape) -> Array:

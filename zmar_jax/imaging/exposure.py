@@ -136,7 +136,7 @@ def block_means(image: np.ndarray, lost: np.ndarray) -> np.ndarray:
 
 
 def choose(blocks: np.ndarray, brightness: float, factor: float = 1.0) -> Exposure:
-    """As `measure`, of `block_means`."""
+    """What `measure` returns, from `block_means`."""
     lit = blocks[blocks.mean(-1) > BLACK]
     if not len(lit):
         return Exposure()

@@ -46,7 +46,7 @@ NO_NOTES = Notes()
 
 
 def read_notes(image: Image.Image, file: BinaryIO, gps: bool) -> Notes:
-    """Of an image that is loaded from the file; gps: also where it was taken."""
+    """The notes of an image that is loaded from the file; gps: also where it was taken."""
     exif, turned = None, False
     # Broken EXIF is common, and no reason to refuse a whole picture.
     with contextlib.suppress(Exception):

@@ -36,14 +36,9 @@ def output_paths(
     """
     if suffix.lower() not in WRITTEN:
         raise ImageError(f"cannot write {suffix!r} files: choose one of {' '.join(WRITTEN)}")
-    targets = [
-        Path(out_dir) / bare_name(name).with_name(bare_name(name).name + suffix)
-        for _, name in found
-    ]
-    wanted = collections.Counter(map(_place, targets))
     paths = [
-        (source, target if wanted[_place(target)] == 1 else target.with_name(name.name + suffix))
-        for (source, name), target in zip(found, targets, strict=True)
+        (source, Path(out_dir) / name.with_name(name.name + suffix))
+        for (source, _), name in zip(found, distinct_names(found), strict=True)
     ]
     _check_apart(paths, beside)
     return paths
@@ -52,7 +47,7 @@ def output_paths(
 def output_file(
     found: Found, out: Path, beside: Callable[[Path], Sequence[Path]] = lambda target: ()
 ) -> list[tuple[Path, Path]]:
-    """The same for an output that `names_file`: the file of the only find, as it is named.
+    """What `output_paths` returns, for an output that `names_file`: the only find goes there.
 
     Raises:
       ImageError: several finds, or a suffix of which nothing is written, too.
@@ -70,6 +65,15 @@ def output_file(
 def names_file(out: Path) -> bool:
     """Whether an output is named like a file, `result.png`; a folder that exists is a folder."""
     return not out.is_dir() and bool(re.fullmatch(r"\.[A-Za-z]\w{0,4}", out.suffix))
+
+
+def distinct_names(found: Found) -> list[Path]:
+    """The `bare_name` of each; with its suffix where several would get the same."""
+    bare = [bare_name(name) for _, name in found]
+    wanted = collections.Counter(bare)
+    return [
+        name if wanted[name] == 1 else whole for name, (_, whole) in zip(bare, found, strict=True)
+    ]
 
 
 def bare_name(name: Path) -> Path:

@@ -86,7 +86,7 @@ def channels(v: Array) -> Array:
 
 
 def concatenate(*parts: Array) -> Array:
-    """Of channels."""
+    """Joins along the channels."""
     return jnp.concatenate(parts, -1)
 
 

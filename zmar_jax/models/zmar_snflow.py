@@ -102,7 +102,7 @@ class ZmarSNFlow(nn.Module):
         return self.decode(z, self.features(lr, mask))
 
     def decode(self, z: Array, features: Features) -> tuple[Array, Array]:
-        """As `inverse`, from what `encode` or `features` returned: one pass of the encoder."""
+        """What `inverse` returns, from what `encode` or `features` returned in one pass."""
         return self._flow("inverse", z, features)
 
     def nll(self, gt: Array, lr: Array, mask: Array, noise: Array) -> Array:
@@ -114,7 +114,7 @@ class ZmarSNFlow(nn.Module):
         return self.conditional_nll(gt, self.features(lr, mask), noise)
 
     def conditional_nll(self, gt: Array, features: Features, noise: Array) -> Array:
-        """As `nll`, from what `encode` or `features` returned."""
+        """What `nll` returns, from what `encode` or `features` returned."""
         if self._plain:
             if self.is_mutable_collection(ACTNORM_INIT):
                 raise ValueError("init_actnorm needs form='fast', or reference_init.init_actnorm")

@@ -1,11 +1,8 @@
 """What restoring a picture takes, and how to make it fit."""
 
-import contextlib
 import dataclasses
 import math
-import os
 import re
-from pathlib import Path
 from typing import Literal
 
 import jax
@@ -13,22 +10,16 @@ import jax
 from zmar_jax.config import ModelConfig
 from zmar_jax.models import param_shapes
 from zmar_jax.runtime import compilation
+from zmar_jax.runtime.memory import GIB, RESERVE, MemoryLimitError, free, on_cpu
 from zmar_jax.tiling.rows import LEAST_ROWS
 from zmar_jax.tiling.shares import Shares, most_shares
 
-GIB = 1 << 30
 Stripes = Literal["auto", "none"]
 """Whether a picture may be restored in stripes: as is fastest, or never."""
 STRIPES = (None, compilation.ACCELERATOR_STRIPE_BYTES, compilation.STRIPE_BYTES)
 """Sizes of stripes on an accelerator, from the fastest to the smallest."""
-RESERVE = 0.1
-"""Share of the memory that is left to others where nobody says how much to use."""
 PROGRAM = 0.75 * GIB
 """What Python, JAX and the compiled programs take on the host."""
-
-
-class MemoryLimitError(ValueError):
-    """A picture does not fit into memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +63,7 @@ def choose(
     """
     devices = min(devices, most_shares(height, config.stride))
     limit = limit_of(memory, devices)
-    sizes = (compilation.STRIPE_BYTES,) if _on_cpu() else STRIPES
+    sizes = (compilation.STRIPE_BYTES,) if on_cpu() else STRIPES
     sizes = (None,) if stripes == "none" else sizes
     plans = [Plan(s, devices, need(config, height, width, s, devices)) for s in sizes]
     for plan in plans:
@@ -134,49 +125,21 @@ def need(
     both = max(encode, flow) + mine * conditions + _weights(config)
     # the picture, its mask and the latent, of which each device has all
     shared = 8 * 4 * height * width if devices > 1 else 0
-    return int(both + shared + (PROGRAM if _on_cpu() else 0))
+    return int(both + shared + (PROGRAM if on_cpu() else 0))
 
 
 def limit_of(memory: int | None, devices: int) -> int:
     """Bytes that each of so many devices may take; `memory` where that is given."""
-    return available() // (devices if _on_cpu() else 1) if memory is None else memory
+    return available() // (devices if on_cpu() else 1) if memory is None else memory
 
 
 def available() -> int:
     """Bytes that may be used on the first device, or on this host where that is a CPU."""
-    stats = None if _on_cpu() else jax.local_devices()[0].memory_stats()
+    stats = None if on_cpu() else jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int((1 - RESERVE) * stats["bytes_limit"])
-    return int((1 - RESERVE) * _host_memory() + PROGRAM)  # which is taken already
+    return int(free() + PROGRAM)  # which is taken already
 
 
 def _weights(config: ModelConfig) -> int:
     return sum(4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(param_shapes(config)))
-
-
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
-
-
-def _host_memory() -> float:
-    """Free memory of this host, or of the container where that has less."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    free = page * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable"))
-    return min(free, _container_memory(Path("/sys/fs/cgroup")))
-
-
-def _container_memory(cgroup: Path) -> float:
-    """What a container's limit leaves, by version 2 of the kernel's control groups or version 1."""
-    for folder, limit, used in (
-        (cgroup, "memory.max", "memory.current"),
-        (cgroup / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        with contextlib.suppress(OSError, ValueError):  # "max" is no number
-            most, taken = (int((folder / name).read_text()) for name in (limit, used))
-            # files that were read count as used until something else wants their room
-            files = re.search(r"^inactive_file (\d+)", (folder / "memory.stat").read_text(), re.M)
-            return most - taken + (int(files[1]) if files else 0)
-    return math.inf

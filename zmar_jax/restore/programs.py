@@ -42,7 +42,7 @@ class RestorePrograms:
 
 
 def make_programs(config: ModelConfig, stripe_bytes: int | None) -> RestorePrograms:
-    """For one device, and pictures of any size."""
+    """Programs for one device, and pictures of any size."""
     encode, decode = _functions(ZmarSNFlow(config, stripe_bytes))
     return RestorePrograms(compilation.jit(encode), compilation.jit(decode))
 
@@ -50,7 +50,7 @@ def make_programs(config: ModelConfig, stripe_bytes: int | None) -> RestoreProgr
 def make_split_programs(
     config: ModelConfig, stripe_bytes: int | None, devices: int, height: int
 ) -> RestorePrograms:
-    """For a picture of this height, a multiple of the stride, over that many devices.
+    """Programs for a picture of this height, a multiple of the stride, over that many devices.
 
     Every device holds the weights, the picture and the latent, and its share of all else.
 

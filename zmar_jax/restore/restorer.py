@@ -190,7 +190,7 @@ class Restorer:
     def sample_seen(
         self, seen: Seen, heat: float, seed: int = 0, samples: int = 1
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As `sample`, of what `see` gave."""
+        """What `sample` returns, from what `see` gave."""
         image = seen.image
         heat, seed = real("heat", heat), whole("seed", seed, 0, 2**32)
         samples = whole("samples", samples, 1)

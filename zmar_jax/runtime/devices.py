@@ -31,7 +31,7 @@ def missing_devices(error: Exception) -> str | None:
 
 
 def _there(wanted: str) -> str:
-    """As `2 x cuda`, whatever was asked for."""
+    """The devices that there are, as `2 x cuda`, whatever was asked for."""
     jax.config.update("jax_platforms", None)
     try:
         found = collections.Counter(device.platform for device in jax.devices())

@@ -132,7 +132,7 @@ def jit(fn: Callable[..., Any], mesh: Mesh, **kwargs: Any) -> "Program":
 
 
 def platform(mesh: Mesh) -> str:
-    """Of its devices, which may be some that are only compiled for."""
+    """The platform of its devices, which may be some that are only compiled for."""
     return mesh.devices.flat[0].platform
 
 

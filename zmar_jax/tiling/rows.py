@@ -208,7 +208,7 @@ class _Stripes:
         return jnp.clip(start - self.halo, 0, self.height - self.size)
 
     def wanted(self, i: Array) -> tuple[Array, Array | None]:
-        """Of stripe i's window: the first wanted row, and `Window.keep`."""
+        """Where stripe i lies in its window: the first wanted row, and `Window.keep`."""
         start = self.start(i)
         first = start - self.first(start)
         if self.keep is None and self.height % self.rows == 0:

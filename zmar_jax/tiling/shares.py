@@ -44,7 +44,7 @@ class Shares:
 
     @property
     def rows(self) -> int:
-        """Of each share."""
+        """Rows of each share."""
         return self.stride * -(-self.height // (self.stride * self.count))
 
     @functools.cached_property

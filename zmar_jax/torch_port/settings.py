@@ -60,7 +60,7 @@ def check_pth(state_dict: Mapping[str, np.ndarray]) -> None:
 
 
 def to_metadata(state_dict: Mapping[str, np.ndarray]) -> dict[str, str]:
-    """Of a .safetensors file: the configuration, where it is known."""
+    """The metadata of a .safetensors file: the configuration, where it is known."""
     config = getattr(state_dict, "config", None)
     return {"format": "pt", _METADATA: json.dumps(to_dict(config))} if config else {}
 

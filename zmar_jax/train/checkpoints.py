@@ -25,7 +25,7 @@ from zmar_jax.config import (
 )
 from zmar_jax.files.errors import brief, errors_as
 from zmar_jax.files.replacing import write_whole
-from zmar_jax.runtime.processes import from_primary, primary
+from zmar_jax.runtime.processes import from_primary, primary, together
 from zmar_jax.weights import folder
 from zmar_jax.weights.checkpoint import CheckpointError
 from zmar_jax.weights.run import misfits
@@ -204,13 +204,13 @@ class RunCheckpoints:
         return ocp.CheckpointManager(self.folder, options=options)
 
     def _finish(self) -> None:
-        """Of a checkpoint, and of what says what it was made with."""
+        """Writes what completes a checkpoint: its digests, and the configuration that made it."""
         folder.write_digests(self._temporary())
         if not _holds(known := self.workdir / CONFIG, self._config):
             write_whole(known, yaml.safe_dump(to_dict(self._config), sort_keys=False))
 
     def _check_room(self, state: Any) -> None:
-        """Better than to find out: the threads of TensorStore complain after an error."""
+        """Raises where the disk has no room; TensorStore's threads would complain later."""
         self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = from_primary(lambda: shutil.disk_usage(self.folder).free)
         if free < self._bytes:
@@ -323,19 +323,25 @@ class RunCheckpoints:
     def _read(self, step: int, abstract_state: State) -> tuple[int, State, Any]:
         path = self.folder / str(step)
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, abstract_state)
-        saved = folder.saved_config(path)
-        if problem := self._other_config(path, saved):
-            raise CheckpointError(problem)
+        together(lambda: self._check_fit(path, wanted))
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(wanted), data=ocp.args.JsonRestore()
         )
-        unlike = f"{path}: is whole, but does not fit this version of zmar_jax: other arrays: "
         with errors_as(CheckpointError, lambda e: f"{path}: cannot be read: {brief(e)}"):
-            if others := misfits(path, wanted):
-                before = from_dict(Config, saved, f"{path}/config")
-                raise CheckpointError(self._other_arrays(path, before, others) or unlike + others)
             read = self._manager.restore(step, args=args)
         return step, read["state"], read["data"]["state"]
+
+    def _check_fit(self, path: Path, wanted: Any) -> None:
+        """Raises CheckpointError unless this run may go on from the checkpoint."""
+        saved = folder.saved_config(path)
+        if problem := self._other_config(path, saved):
+            raise CheckpointError(problem)
+        with errors_as(CheckpointError, lambda e: f"{path}: cannot be read: {brief(e)}"):
+            others = misfits(path, wanted)
+        if others:
+            before = from_dict(Config, saved, f"{path}/config")
+            unlike = f"{path}: is whole, but does not fit this version of zmar_jax: other arrays: "
+            raise CheckpointError(self._other_arrays(path, before, others) or unlike + others)
 
 
 def _holds(file: Path, config: Config) -> bool:

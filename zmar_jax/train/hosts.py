@@ -4,6 +4,8 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import jax
+
 from zmar_jax.config import Config, to_flat, without_places
 from zmar_jax.data.pipeline import Loader
 from zmar_jax.weights import Weights
@@ -21,7 +23,7 @@ PACKAGES = (
 
 
 def settings(config: Config, accept_changes: bool) -> dict[str, Any]:
-    """Configuration and versions, to be compared before anything else is done."""
+    """What is compared before anything else is done: configuration, versions, devices."""
     keys = to_flat(without_places(config))
     keys |= {key: keys[key] is not None for key in PLACES}
     versions = {f"version of {name}": _version(name) for name in PACKAGES}
@@ -29,7 +31,17 @@ def settings(config: Config, accept_changes: bool) -> dict[str, Any]:
     return {
         **{key: value for key, value in keys.items() if key not in OWN},
         **versions,
+        **_jax_settings(),
         "--accept-changes": accept_changes,
+    }
+
+
+def _jax_settings() -> dict[str, Any]:
+    """What numbers depend on besides, and what devices compute them."""
+    names = ("jax_enable_x64", "jax_default_matmul_precision", "jax_default_prng_impl")
+    return {
+        **{f"JAX setting {name}": getattr(jax.config, name) for name in names},
+        "kind of device": jax.local_devices()[0].device_kind,
     }
 
 
@@ -52,7 +64,7 @@ def inputs(
 
 
 def _version(package: str) -> str | None:
-    """None where it is there under another name, as opencv-python is, or was not installed."""
+    """A package's version; None where it is not installed, or under another name."""
     try:
         return version(package)
     except PackageNotFoundError:

@@ -17,6 +17,7 @@ from rich.console import Console
 from zmar_jax.config import Config, ConfigError
 from zmar_jax.data.pipeline import Loader, make_loader
 from zmar_jax.runtime import sharding
+from zmar_jax.runtime.memory import check_program
 from zmar_jax.runtime.processes import agree, together
 from zmar_jax.runtime.stop import stop_if_asked
 from zmar_jax.train import hosts
@@ -51,8 +52,9 @@ def train(
     Raises:
       ValueError: bad data or configuration, weights in `train.init` that are missing or of another
         model, a run that was begun with another configuration or that another training is
-        writing, a disk that is full, `max_bad_steps` steps in a row without a finite gradient, or
-        hosts that differ in configuration, versions, data, masks or weights.
+        writing, a disk that is full, too little memory, `max_bad_steps` steps in a row without a
+        finite gradient, or hosts that differ in configuration, versions, devices, data, masks or
+        weights.
     """
     workdir = Path(os.path.expanduser(workdir))
     agree(hosts.settings(config, accept_changes))
@@ -81,7 +83,8 @@ def train(
                 "with a higher train.steps and --accept-changes"
             )
             return start
-        with RunLog(workdir, config.train.steps, config.data.batch_size, start, console) as log:
+        size, steps = config.data.batch_size, config.train.steps
+        with together(lambda: RunLog(workdir, steps, size, start, console)) as log:
             run = _Run(config, mesh, state, loader, validator, checkpoints, log)
             with _Profile(profile, workdir / "profile") as trace:
                 while run.step < config.train.steps and not stopping(run.step):
@@ -133,7 +136,7 @@ class _Run:
             before = self.metrics
             if not before:  # apart, or it would spoil the speed that the first log step shows
                 with self.log.timed("compiling"):
-                    self.train_step = self.step_program.compile(self.state, batch, self.rng)
+                    self.train_step = self._compiled(batch)
             self.state, self.metrics = self.train_step(self.state, batch, self.rng)
             self.step += 1
             # one step late: reading the last one's would leave the device idle
@@ -141,6 +144,13 @@ class _Run:
         self.log.advance(self.step)
         if self.bad_steps >= self.config.max_bad_steps:
             self._give_up()
+
+    def _compiled(self, batch: Any) -> Any:
+        program = self.step_program.compile(self.state, batch, self.rng)
+        advice = "lower data.batch_size or data.crop, or say train.remat=reversible"
+        locally = len(self.mesh.local_devices)
+        together(lambda: check_program(program, "a training step", advice, locally))
+        return program
 
     def record_and_save(self) -> None:
         """Records, validates and saves where the step is due."""

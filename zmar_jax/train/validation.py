@@ -17,10 +17,12 @@ from zmar_jax.data.cache import Progress
 from zmar_jax.data.folders import Tell
 from zmar_jax.data.pipeline import make_loader
 from zmar_jax.imaging.exposure import as_seen
-from zmar_jax.imaging.images import pad_to_multiple
+from zmar_jax.imaging.images import pad_to_multiple, size_text
 from zmar_jax.imaging.metrics import score
 from zmar_jax.models import ZmarSNFlow
 from zmar_jax.runtime import compilation, sharding
+from zmar_jax.runtime.memory import check_program
+from zmar_jax.runtime.processes import together
 
 Panel = tuple[str, np.ndarray, np.ndarray, np.ndarray]
 """Name, low, restored and gt of a picture, uint8 [H, W, 3]."""
@@ -53,6 +55,7 @@ class Validator:
             return sharding.constrain(ops.to_pixels(x), sharding.BATCH)
 
         self._restore = sharding.jit(restore, mesh)
+        self._compiled: dict[tuple[int, ...], Any] = {}
 
     def __call__(self, params: Any) -> tuple[dict[str, float], list[Panel]]:
         """Scores as the release validates, and the first pictures of this process.
@@ -60,6 +63,9 @@ class Validator:
         Returns:
           psnr (dB) and ssim, means over the split (NaN where a pixel is not finite), and
           psnr_input, of the dark pictures themselves; up to `PANELS` panels.
+
+        Raises:
+          MemoryLimitError: a picture does not fit into memory beside what training holds.
         """
         rows, panels = [], []
         self.loader.restart()
@@ -100,7 +106,20 @@ class Validator:
         _, height, width, _ = low.shape
         seen = np.stack([as_seen(picture, self._brightness).image for picture in low])
         padded = pad_to_multiple(seen, self._stride)
-        out = self._restore(params, sharding.shard_batch({"low": padded}, self._mesh)["low"])
+        batch = sharding.shard_batch({"low": padded}, self._mesh)["low"]
+        out = self._program(params, batch)(params, batch)
         shards = sorted(out.addressable_shards, key=lambda shard: shard.index[0].start or 0)
         restored = np.concatenate([np.asarray(shard.data) for shard in shards])
         return restored[:, :height, :width]
+
+    def _program(self, params: Any, batch: jax.Array) -> Any:
+        """What restores such a batch; MemoryLimitError where that does not fit."""
+        if batch.shape not in self._compiled:
+            program = self._restore.compile(params, batch)
+            _, height, width, _ = batch.shape
+            what = f"validation, of pictures of {size_text((height, width))} pixels,"
+            advice = "validate on smaller ones, or train where there is more"
+            locally = len(self._mesh.local_devices)
+            together(lambda: check_program(program, what, advice, locally))
+            self._compiled[batch.shape] = program
+        return self._compiled[batch.shape]

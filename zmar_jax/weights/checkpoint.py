@@ -72,7 +72,7 @@ def load_params(path: str | Path) -> tuple[Any, ModelConfig]:
 
 
 def _names(path: Path) -> set[str]:
-    """Of what the folder `path` holds; none where it is no folder."""
+    """Names of what the folder `path` holds; none where it is no folder."""
     try:
         return {entry.name for entry in path.iterdir()}
     except OSError:

@@ -37,7 +37,7 @@ def checkpoints_of(path: Path) -> Path:
 
 
 def steps(folder: Path) -> list[int]:
-    """Of the finished checkpoints in `folder`, ascending."""
+    """The steps of the finished checkpoints in `folder`, ascending."""
     names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
     return sorted(int(name) for name in names if name.isdecimal())
 

@@ -62,7 +62,7 @@ def misfits(path: Path, wanted: Any, part: str | None = None) -> str:
 
 @functools.cache
 def _handler() -> Any:
-    """Of the state alone: of what else a checkpoint holds, Orbax would say that it is not read.
+    """A handler of the state alone: Orbax would complain of what else it does not read.
 
     Made when it is needed, as it uses JAX, which the processes of a run must not before they join.
     """
