@@ -148,7 +148,7 @@ def test_a_benchmark_gives_its_test_split_and_the_frames_asked_for(tmp_path):
         ({"low/1.png": (20, 20), "gt/1.png": None}, ["gt/1.png: cannot be read"]),
         ({"low/a.png": (20, 20), "low/A.bmp": (20, 20), "gt/a.png": (20, 20)}, ["pairs as a"]),
         (
-            {name: (20, 20) for name in ("a.png", "a.bmp", "a.png.bmp")},
+            dict.fromkeys(("a.png", "a.bmp", "a.png.bmp"), (20, 20)),
             ["more than one photograph called a.png"],
         ),
         ({"notes/readme.png": None}, ["readme.png: cannot be read"]),
