@@ -10,10 +10,11 @@ import numpy as np
 from zmar_jax.benchmark.cost import multiply_adds
 from zmar_jax.config import Config
 from zmar_jax.runtime import sharding
-from zmar_jax.runtime.memory import check_program, peak_memory
+from zmar_jax.runtime.memory import peak_memory
 from zmar_jax.runtime.stop import stop_if_asked
 from zmar_jax.train import compile_steps, train_step
 from zmar_jax.train.state import create_sharded_state
+from zmar_jax.train.step import check_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +57,7 @@ def benchmark_train(config: Config, repeats: int = 3) -> TrainBenchmark:
     start = time.perf_counter()
     compiled = compile_steps(state, mesh)[1].compile(state, batch, key)
     compile_seconds = time.perf_counter() - start
-    advice = "lower data.batch_size or data.crop, or say train.remat=reversible"
-    check_program(compiled, "a training step", advice, mesh.size)
+    check_memory(compiled, mesh)
     fastest = float("inf")
     for _ in range(repeats):
         stop_if_asked()

@@ -46,10 +46,13 @@ def check_program(compiled: Any, what: str, advice: str, local_devices: int = 1)
 
 
 def free() -> int:
-    """Bytes that may still be taken on the first device, or on this host where that is a CPU."""
+    """Bytes that may still be taken on the first device, or on this host where that is a CPU.
+
+    An accelerator has nobody else to leave a reserve to.
+    """
     stats = None if on_cpu() else jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
-        return max(int((1 - RESERVE) * stats["bytes_limit"] - stats.get("bytes_in_use", 0)), 0)
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     return int((1 - RESERVE) * _host_memory())
 
 

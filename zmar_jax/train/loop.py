@@ -17,7 +17,6 @@ from rich.console import Console
 from zmar_jax.config import Config, ConfigError
 from zmar_jax.data.pipeline import Loader, make_loader
 from zmar_jax.runtime import sharding
-from zmar_jax.runtime.memory import check_program
 from zmar_jax.runtime.processes import agree, together
 from zmar_jax.runtime.stop import stop_if_asked
 from zmar_jax.train import hosts
@@ -25,7 +24,7 @@ from zmar_jax.train.checkpoints import RunCheckpoints
 from zmar_jax.train.lock import only_training
 from zmar_jax.train.log import RunLog, panel
 from zmar_jax.train.state import TrainState, abstract_state, create_sharded_state, state_of
-from zmar_jax.train.step import Metrics, compile_steps, health
+from zmar_jax.train.step import Metrics, check_memory, compile_steps, health
 from zmar_jax.train.stop import stop_signal
 from zmar_jax.train.validation import Validator
 from zmar_jax.weights import Weights, load_weights
@@ -136,7 +135,8 @@ class _Run:
             before = self.metrics
             if not before:  # apart, or it would spoil the speed that the first log step shows
                 with self.log.timed("compiling"):
-                    self.train_step = self._compiled(batch)
+                    self.train_step = self.step_program.compile(self.state, batch, self.rng)
+                    together(lambda: check_memory(self.train_step, self.mesh))
             self.state, self.metrics = self.train_step(self.state, batch, self.rng)
             self.step += 1
             # one step late: reading the last one's would leave the device idle
@@ -144,13 +144,6 @@ class _Run:
         self.log.advance(self.step)
         if self.bad_steps >= self.config.max_bad_steps:
             self._give_up()
-
-    def _compiled(self, batch: Any) -> Any:
-        program = self.step_program.compile(self.state, batch, self.rng)
-        advice = "lower data.batch_size or data.crop, or say train.remat=reversible"
-        locally = len(self.mesh.local_devices)
-        together(lambda: check_program(program, "a training step", advice, locally))
-        return program
 
     def record_and_save(self) -> None:
         """Records, validates and saves where the step is due."""

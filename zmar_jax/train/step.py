@@ -14,6 +14,7 @@ from zmar_jax.config import Config
 from zmar_jax.flow import HEALTH, init_actnorm
 from zmar_jax.models import ZmarSNFlow, losses
 from zmar_jax.runtime import sharding
+from zmar_jax.runtime.memory import check_program
 from zmar_jax.train.optimizer import learning_rate, optimizer
 from zmar_jax.train.state import TrainState
 
@@ -95,6 +96,12 @@ def compile_steps(state: TrainState, mesh: Mesh) -> tuple[sharding.Program, shar
     init = sharding.jit(init_step, mesh, donate_argnums=0, out_shardings=shardings)
     outputs = (shardings, replicated)
     return init, sharding.jit(train_step, mesh, donate_argnums=0, out_shardings=outputs)
+
+
+def check_memory(compiled: Any, mesh: Mesh) -> None:
+    """Raises MemoryLimitError where a compiled `train_step` needs more memory than is free."""
+    advice = "lower data.batch_size or data.crop, or say train.remat=reversible"
+    check_program(compiled, "a training step", advice, len(mesh.local_devices))
 
 
 def _inputs(state: TrainState, batch: Batch, rng: Array) -> tuple[Array, Array, Array]:
