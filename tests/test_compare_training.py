@@ -1,17 +1,20 @@
 """scripts/compare_training.py: both trainings measure the same, and the command itself."""
 
+import dataclasses
 import importlib.util
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 import training
 
-from zmar_jax.config import override
+from zmar_jax.config import TrainConfig, override
 from zmar_jax.imaging.images import Photo, write_photo
+from zmar_jax.train.optimizer import optimizer
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 CONFIG = """
@@ -74,25 +77,58 @@ def curves(changes: list[str]) -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     "changes",
     [
-        ["train.weight_l1=5.0", "train.clip_norm=0.5", "train.weight_decay_flow=0.1"],
+        [
+            *("train.weight_l1=5.0", "train.clip_norm=0.5", "train.weight_decay_flow=0.1"),
+            "train.learning_rate=0.0001",
+        ],
         pytest.param(
-            ["train.optimizer=adamw", "train.weight_decay_encoder=0.3", "train.learning_rate=0.05"],
-            marks=pytest.mark.slow,
-        ),
-        pytest.param(
-            ["train.weight_l1=5.0", "train.flow_warmup_steps=2", "train.learning_rate=0.01"],
+            ["train.weight_l1=5.0", "train.flow_warmup_steps=2", "train.learning_rate=0.0001"],
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["clipped adam", "adamw", "flow first"],
+    ids=["clipped adam", "flow first"],
 )
 def test_each_step_measures_the_same(changes):
+    """At low rates: Adam's first steps follow the signs of gradients that are but rounding."""
     ours, theirs = curves(changes)
     assert set(theirs[0]) <= set(ours[0])
     for mine, other in zip(ours, theirs, strict=True):
         for name in set(other) - {"seconds"}:
             assert mine[name] == pytest.approx(other[name], rel=2e-4), name
     assert len({round(step["loss"], 3) for step in theirs}) == 3
+
+
+@needs_torch
+@pytest.mark.parametrize("kind", ["adam", "adamw"])
+def test_optimizers_go_the_same_way(kind):
+    """Given the same gradients; each half of the model has its own decay."""
+    import torch
+    import torch_training
+
+    rng = np.random.default_rng(0)
+    draw = lambda: {half: rng.standard_normal(9, np.float32) for half in ("encoder", "flow")}  # noqa: E731
+    names = {"encoder": "RRDB", "flow": "flow"}
+    recipe = TrainConfig(
+        optimizer=kind, weight_decay_encoder=0.3, weight_decay_flow=0.05, learning_rate=0.1
+    )
+    params = start = draw()
+    model = torch.nn.ModuleDict(
+        {names[half]: torch.nn.ParameterDict({"w": torch.tensor(w)}) for half, w in params.items()}
+    )
+    theirs = torch_training.make_optimizer(model, dataclasses.asdict(recipe))
+    ours = optimizer(recipe)
+    state = ours.init(params)
+    for _ in range(4):
+        grads = draw()
+        updates, state = ours.update(grads, state, params)
+        params = jax.tree.map(lambda p, u: p - recipe.learning_rate * u, params, updates)
+        for half, grad in grads.items():
+            model[names[half]]["w"].grad = torch.tensor(grad)
+        theirs.step()
+    for half, w in params.items():
+        assert np.abs(w - start[half]).max() > 0.1
+        found = model[names[half]]["w"].detach().numpy()
+        np.testing.assert_allclose(found, w, rtol=3e-6, atol=1e-6)
 
 
 @needs_torch
