@@ -361,6 +361,7 @@ def test_a_step_that_does_not_fit_is_not_tried(config, tmp_path, monkeypatch) ->
         train(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_profile(config: Config, tmp_path: Path) -> None:
     train(changed(config, steps=5), tmp_path, range(2, 4))
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))

@@ -80,7 +80,7 @@ def test_golden_losses() -> None:
     """All ten losses are the release's.
 
     Where a ReLU's input lies within rounding of zero, one bit becomes 1e-3 of the tenth loss, and
-    which bit depends on the CPU. Then one of a few roundings of the weights must have all ten.
+    which bit depends on the CPU. Then another rounding of the weights must have all ten.
     """
     expected = golden.load("tiny_training")["losses"]
     errors = []
@@ -88,7 +88,9 @@ def test_golden_losses() -> None:
         found = np.array([metrics["loss"] for metrics in golden_run(rounding)[1]])
         np.testing.assert_allclose(found[:6], expected[:6], rtol=1e-4)
         errors.append(np.max(np.abs(found / expected - 1)))
-    assert min(errors) <= 1e-4, errors
+        if errors[-1] <= 1e-4:
+            return
+    pytest.fail(f"no rounding agrees: {errors}")
 
 
 @pytest.mark.parametrize(("part", "at", "count"), [("init", 0, 96), ("final", 10, 7)])
