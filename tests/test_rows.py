@@ -385,6 +385,14 @@ def test_windows_see_their_neighbours(
     np.testing.assert_allclose(total, sums, atol=1e-3)
 
 
+def test_a_halo_wider_than_the_neighbours_is_refused() -> None:
+    """Else rows of the device itself would stand for those of the next but one, in silence."""
+    shares = Shares("rows", 3, 136, 8)
+    coarsest = jnp.zeros((1, shares.rows // 8, 4, 1))
+    with pytest.raises(ValueError, match=r"5 rows apart do not have the 6 around .* raise LEAST"):
+        shares.window(coarsest, 3)
+
+
 @given(units=st.integers(2, 1000), stride=st.sampled_from((4, 8)), count=st.integers(1, 64))
 def test_shares_cover_the_rows(units: int, stride: int, count: int) -> None:
     height = stride * units

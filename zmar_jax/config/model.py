@@ -5,7 +5,7 @@ from typing import Literal
 
 from zmar_jax.config.checks import bounded, check_ranges, require
 
-_MOST_LEVELS = 5
+MOST_LEVELS = 5
 _POLICIES = ("float32", "bfloat16")
 
 
@@ -57,8 +57,8 @@ class ModelConfig:
     def __post_init__(self):
         check_ranges(self)
         require(
-            len(self.blocks) == len(self.heads) and 2 <= self.levels <= _MOST_LEVELS,
-            f"blocks and heads must have one number for each of 2 to {_MOST_LEVELS} levels and one "
+            len(self.blocks) == len(self.heads) and 2 <= self.levels <= MOST_LEVELS,
+            f"blocks and heads must have one number for each of 2 to {MOST_LEVELS} levels and one "
             f"for latent, got {self.blocks} and {self.heads}",
         )
         for name in ("layer_norm_eps", "scale_eps", "actnorm_eps"):

@@ -18,10 +18,16 @@ class Bijection:
        parameters from one method, which declares each by `self.param(name, init, shape)` with an
        initialiser of `zmar_jax.flow.initializers`.
     2. Put it into the list that `Coupling.bijections` or `FlowStep.bijections` returns.
-    3. If its weights shall have published names, name them in `torch_port/keys.py`.
+    3. If its weights shall have names in files, name them in `torch_port/keys.py`.
 
     The rest follows from that: `forward` and `inverse`, the inverse in stripes and on several
-    devices, gradients that recompute inputs from outputs (`reversible`), and initialisation.
+    devices, gradients that recompute inputs from outputs (`reversible`), and initialisation. What
+    reads more rows than neighbouring devices have is refused (`tiling.shares.LEAST`).
+
+    A part that every model shall have, or that a setting switches on, is also a fact of the model:
+    docs/model.md and `models/reference.py` have it first (with its parameters,
+    `models/reference_init.py`), and a setting is a field of `ModelConfig` that
+    `torch_port.port.infer_config` reads off the names.
     """
 
     halo: int

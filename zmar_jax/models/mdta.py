@@ -19,6 +19,8 @@ class MDTA(nn.Module):
     The first pass is `sums`; `mixer` makes a matrix of them; the second pass, the call, applies it.
     `Block` runs the passes over the whole image, stripes or shares alike. Another attention over
     channels has these three methods; x is normalised and padded: [B, H + 2, W + 2, d] by `pad1`.
+    Its `sums` may be any tree of arrays: they are added over stripes and devices, so what divides
+    by the number of pixels must sum that, too.
 
     The norms divide the d/heads x d/heads Gram matrix instead of the pixels, and the attention
     is composed with `project_out` into one d x d matrix per image. So the first pass needs q and k

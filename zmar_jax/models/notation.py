@@ -1,7 +1,7 @@
 """The notation of docs/model.md in plain jax.numpy: what its formulas call conv1, dw3 and resize.
 
 Arrays are NHWC: B images of H x W pixels and C channels. No convolution has a bias, and products
-keep float32 on every platform. These are for `reference`; the fast forms are in `conv` and `ops`.
+keep float32 on every platform. These are for `reference`; `kernels` and `ops` have the fast forms.
 """
 
 from typing import Any

@@ -77,7 +77,7 @@ class ZmarSNFlow(nn.Module):
             # the flow's gradients are not in stripes: its layers are narrow
             rows = dataclasses.replace(rows, stripe_bytes=None)
         elif rows.stripe_bytes is not None:
-            # of more bytes, as their halo is wider; the encoder takes as much in all, or more
+            # its halo is wider, so its stripes are, too; the encoder still takes the most memory
             rows = dataclasses.replace(rows, stripe_bytes=8 * rows.stripe_bytes)
         self.flow = SNFlow(self.config, self.remat, rows)
 

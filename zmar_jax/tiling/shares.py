@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable
 
 import jax
@@ -138,9 +139,19 @@ class Shares:
         return lax.dynamic_slice_in_dim(y, start - first, rows + extra, 1)
 
     def _around(self, x: Array, above: int, below: int) -> Array:
-        """x with rows of the neighbours; what is beyond the image is arbitrary."""
+        """x with rows of the neighbours; what is beyond the image is arbitrary.
+
+        Raises:
+          ValueError: so many rows are not of the neighbours alone.
+        """
         rows = x.shape[1]
         starts, _ = self._level(rows)
+        gap = min((b - a for a, b in itertools.pairwise(starts)), default=math.inf)
+        if max(above, below) > gap:
+            raise ValueError(
+                f"shares that begin {gap} rows apart do not have the {max(above, below)} around "
+                "them that a layer needs; take fewer devices, or raise LEAST in tiling/shares.py"
+            )
         after, before = (*starts[1:], starts[-1]), (starts[0], *starts[:-1])
         # what each device sends down and up
         down = [b - above - a for a, b in zip(starts, after, strict=True)]

@@ -3,10 +3,10 @@
 import re
 from collections.abc import Collection
 
+from zmar_jax.config.model import MOST_LEVELS
 from zmar_jax.torch_port.pickles import WeightsError, shown
 
 _WHOLE = "save the state dict of the whole generator; of a sharded file give the index"
-_MOST_LEVELS = 8
 # as they are called where a part is saved by itself
 _BARE = {
     "encoder": re.compile(r"(patch_embed|(en|de)coder_level\d+|latent|refinement)\."),
@@ -43,7 +43,7 @@ def _stages_lacking(keys: Collection[str]) -> list[str]:
     """Stages of the encoder, of as many levels as any stage tells of."""
     stages = {key.split(".")[1] for key in keys if key.startswith("RRDB.")}
     numbers = [int(m[1][:4]) for s in stages if (m := re.fullmatch(r"[a-z]+_level(\d+)", s))]
-    levels = range(1, min(max(numbers, default=1), _MOST_LEVELS) + 1)
+    levels = range(1, min(max(numbers, default=1), MOST_LEVELS) + 1)
     wanted = ["patch_embed", "latent", "refinement"]
     wanted += [f"{side}coder_level{level}" for side in ("en", "de") for level in levels]
     lacking = [f"RRDB.{stage}.*" for stage in wanted if stage not in stages]

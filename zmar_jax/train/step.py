@@ -80,7 +80,7 @@ def train_step(state: TrainState, batch: Batch, rng: Array) -> tuple[TrainState,
 def health(params: Any) -> Metrics:
     """`condition_max`, the worst condition number of the invconvs; singular values are not cheap.
 
-    One matrix at a time: a batched decomposition was seen to hang on CPU (DESIGN).
+    One matrix at a time: a batched decomposition was seen to hang on a CPU.
     """
     leaves = flatten_dict(params).items()
     weights = [leaf for path, leaf in leaves if path[-2:] == ("invconv", "weight")]
