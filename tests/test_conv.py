@@ -16,7 +16,7 @@ from zmar_jax import ops
 from zmar_jax.kernels import conv3, depthwise, dw3, pad1, tpu, winograd
 from zmar_jax.runtime import compilation
 
-few = settings(max_examples=10, deadline=None)
+few = settings(max_examples=6, deadline=None)
 SHAPE = st.tuples(st.integers(1, 2), st.integers(1, 5), st.integers(1, 5), st.integers(1, 4))
 SEED = st.integers(0, 99)
 
@@ -70,7 +70,14 @@ def test_dw3_is_the_depthwise_convolution(shape: tuple[int, ...], seed: int, dty
     check_convolution(padded_dw3, expected, x.astype(dtype), kernel.astype(dtype))
 
 
-@pytest.mark.parametrize(("conv", "inner"), [(conv3, 3), (winograd.conv3, 3), (padded_dw3, 1)])
+@pytest.mark.parametrize(
+    ("conv", "inner"),
+    [
+        (conv3, 3),
+        pytest.param(winograd.conv3, 3, marks=pytest.mark.slow),
+        pytest.param(padded_dw3, 1, marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_of_gradients(conv: Any, inner: int) -> None:
     with jax.enable_x64(True):
         x, kernel = (

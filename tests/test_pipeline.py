@@ -152,7 +152,9 @@ def test_hosts_together_equal_one(config: DataConfig, split, hosts: int) -> None
     same(together, expected)
 
 
-@pytest.mark.parametrize(("workers", "steps"), [(0, 1), (0, 3), (2, 3)])
+@pytest.mark.parametrize(
+    ("workers", "steps"), [(0, 1), (0, 3), pytest.param(2, 3, marks=pytest.mark.slow)]
+)
 def test_a_restored_state_goes_on_byte_for_byte(config: DataConfig, workers, steps) -> None:
     # an epoch is 1.25 batches: both states lie in the middle of one
     config = dataclasses.replace(config, workers=workers)

@@ -138,6 +138,7 @@ def test_gradients_in_stripes_are_those_of_the_whole() -> None:
     check_gradients(found, gradients(ZmarSNFlow(TINY)))
 
 
+@pytest.mark.slow
 def test_a_channel_that_is_zero_has_a_gradient() -> None:
     """As in PyTorch, where the norm of zeros has the gradient 0."""
     block = Block(TINY, 8, 1)

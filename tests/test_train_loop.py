@@ -276,7 +276,8 @@ def test_a_run_that_saved_nothing_may_begin_otherwise(config, tmp_path, monkeypa
     assert train(config, tmp_path) == 0
 
 
-@pytest.mark.parametrize("fsdp", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fsdp", [1, 2])
 def test_a_run_begins_from_weights(
     config: Config, whole: Path, tmp_path: Path, fsdp: int, capsys
 ) -> None:
