@@ -296,8 +296,11 @@ def test_a_run_begins_from_weights(
         for part in ("params", "ema"):
             name = f"['{part}']{jax.tree_util.keystr(path)}"
             assert found[name] == np.asarray(leaf).tobytes(), name
-    file.unlink()
+    moved = file.rename(tmp_path / "moved.safetensors")
     assert train(begun, tmp_path / "run") == 1
+    assert train(changed(begun, init=str(moved)), tmp_path / "run") == 1
+    with pytest.raises(ConfigError, match=r"^bundled: other weights .* than this run was begun"):
+        train(changed(begun, init="bundled"), tmp_path / "run")
 
 
 def test_crops_are_exposed_as_the_model_expects(config, tmp_path, monkeypatch) -> None:

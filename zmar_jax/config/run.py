@@ -31,12 +31,16 @@ class Config:
 
 
 def without_places(config: Config) -> Config:
-    """The configuration without the places of its pictures and masks. Those are compared by their
-    fingerprints, as they may be named by another path, or be moved."""
+    """The configuration without the places of its pictures, masks and first weights. Those are
+    compared by their content, as they may be named by another path, or be moved."""
     data = config.data
     drawn = data.masks.source in ("procedural", "none")
     masks = data.masks if drawn else dataclasses.replace(data.masks, source="folder")
     folders = {
         name: getattr(data, name) and "folder" for name in ("folder", "val_folder", "gt_folder")
     }
-    return dataclasses.replace(config, data=dataclasses.replace(data, masks=masks, **folders))
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(data, masks=masks, **folders),
+        train=dataclasses.replace(config.train, init=config.train.init and "weights"),
+    )

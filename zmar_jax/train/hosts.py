@@ -10,11 +10,8 @@ from zmar_jax.config import Config, to_flat, without_places
 from zmar_jax.data.pipeline import Loader
 from zmar_jax.weights import Weights
 
-PLACES = ("data.data_dir", "train.init")
-"""Where something lies, which may differ, as what `without_places` names; that it is the same thing
-is what `inputs` compares."""
-OWN = ("data.workers",)
-"""What each host may choose for itself."""
+OWN = ("data.workers", "data.data_dir")
+"""What each host may choose for itself, besides what `without_places` leaves out."""
 PACKAGES = (
     *("zmar-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
     *("grain", "numpy", "opencv-python-headless", "pillow"),
@@ -25,7 +22,6 @@ PACKAGES = (
 def settings(config: Config, accept_changes: bool) -> dict[str, Any]:
     """What is compared before anything else is done: configuration, versions, devices."""
     keys = to_flat(without_places(config))
-    keys |= {key: keys[key] is not None for key in PLACES}
     versions = {f"version of {name}": _version(name) for name in PACKAGES}
     versions["version of Python"] = platform.python_version()
     return {

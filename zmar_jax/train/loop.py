@@ -1,5 +1,6 @@
 """The training loop: begins or resumes a run, steps, looks, saves."""
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -19,6 +20,7 @@ from zmar_jax.data.pipeline import Loader, make_loader
 from zmar_jax.runtime import sharding
 from zmar_jax.runtime.processes import agree, together
 from zmar_jax.runtime.stop import stop_if_asked
+from zmar_jax.torch_port import WeightsError
 from zmar_jax.train import hosts
 from zmar_jax.train.checkpoints import RunCheckpoints
 from zmar_jax.train.lock import only_training
@@ -28,6 +30,7 @@ from zmar_jax.train.step import Metrics, check_memory, compile_steps, health
 from zmar_jax.train.stop import stop_signal
 from zmar_jax.train.validation import Validator
 from zmar_jax.weights import Weights, load_weights
+from zmar_jax.weights.checkpoint import CheckpointError
 
 
 class TrainingError(ValueError):
@@ -74,6 +77,7 @@ def train(
         if data_state is not None:
             loader.set_state(data_state, accept_changes)
             validator.check_state(data_state, accept_changes)
+            together(lambda: _check_init(config, data_state.get("init"), accept_changes))
         start = int(state.step)
         say(_summary(config, mesh, state))
         if start >= config.train.steps:
@@ -84,7 +88,8 @@ def train(
             return start
         size, steps = config.data.batch_size, config.train.steps
         with together(lambda: RunLog(workdir, steps, size, start, console)) as log:
-            run = _Run(config, mesh, state, loader, validator, checkpoints, log)
+            begun_from = (data_state or {}).get("init", weights and weights.checksum)
+            run = _Run(config, mesh, state, loader, validator, checkpoints, log, begun_from)
             with _Profile(profile, workdir / "profile") as trace:
                 while run.step < config.train.steps and not stopping(run.step):
                     trace.at(run.step, run.state)
@@ -108,7 +113,9 @@ class _Run:
         validator: Validator,
         checkpoints: RunCheckpoints,
         log: RunLog,
+        begun_from: str | None,
     ):
+        """begun_from: the checksum of the weights in `train.init`, if it named some."""
         self.config, self.mesh, self.state = config.train, mesh, state
         self.loader, self.validator, self.checkpoints, self.log = (
             loader,
@@ -116,6 +123,7 @@ class _Run:
             checkpoints,
             log,
         )
+        self.begun_from = begun_from
         self.step = int(state.step)
         self.rng = jax.random.fold_in(jax.random.key(config.train.seed), 1)
         self.initialise, self.step_program = compile_steps(state, mesh)
@@ -171,7 +179,7 @@ class _Run:
 
     def save(self, scores: dict[str, float] | None = None) -> None:
         with self.log.timed("saving"):
-            data = self.loader.get_state() | self.validator.get_state()
+            data = self.loader.get_state() | self.validator.get_state() | {"init": self.begun_from}
             self.checkpoints.save(self.step, self.state, data, scores)
 
     def end(self) -> None:
@@ -223,6 +231,22 @@ def _begin(
     if weights is not None:
         return _from_weights(config, mesh, weights, say), None
     return create_sharded_state(config, jax.random.key(config.train.seed), mesh), None
+
+
+def _check_init(config: Config, before: str | None, accept_changes: bool) -> None:
+    """Raises ConfigError where `train.init` names other weights than the run was begun from.
+
+    Weights that are not there any more are none: the run goes on without them.
+    """
+    named = config.train.init
+    if named is None or before is None or accept_changes:
+        return
+    with contextlib.suppress(WeightsError, CheckpointError):
+        if (now := load_weights(named).checksum) != before:
+            raise ConfigError(
+                f"{named}: other weights (checksum {now}) than this run was begun from "
+                f"({before}); leave train.init as it was, or begin another run"
+            )
 
 
 def _from_weights(
