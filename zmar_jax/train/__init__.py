@@ -1,6 +1,6 @@
 """Training: one step, as a pure function; the loop around it; and what a run leaves on the disk.
 
-Imports: config, data, files, flow, imaging, models, ops, runtime, weights.
+Imports: config, data, files, flow, imaging, models, ops, runtime, torch_port, weights.
 """
 
 from zmar_jax.train.loop import TrainingError as TrainingError
