@@ -93,8 +93,8 @@ def test_each_step_measures_the_same(changes):
     ours, theirs = curves(changes)
     assert set(theirs[0]) <= set(ours[0])
     for i, (mine, other) in enumerate(zip(ours, theirs, strict=True)):
-        # the gradient of |gt - restored| jumps where a rounding changes a sign
-        kinks = {"grad_norm": 0.02} if i else {}
+        # of L1 alone: the gradient of |gt - restored| jumps where a rounding changes a sign
+        kinks = {"grad_norm": 0.02} if i and "train.flow_warmup_steps=2" in changes else {}
         for name in set(other) - {"seconds"}:
             assert mine[name] == pytest.approx(other[name], rel=kinks.get(name, 2e-4)), name
     assert len({round(step["loss"], 3) for step in theirs}) == 3
@@ -108,8 +108,11 @@ def test_optimizers_go_the_same_way(kind):
     import torch_training
 
     rng = np.random.default_rng(0)
-    draw = lambda: {half: rng.standard_normal(9, np.float32) for half in ("encoder", "flow")}  # noqa: E731
     names = {"encoder": "RRDB", "flow": "flow"}
+
+    def draw() -> dict[str, np.ndarray]:
+        return {half: rng.standard_normal(9, np.float32) for half in names}
+
     recipe = TrainConfig(
         optimizer=kind, weight_decay_encoder=0.3, weight_decay_flow=0.05, learning_rate=0.1
     )

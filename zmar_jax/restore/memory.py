@@ -10,7 +10,14 @@ import jax
 from zmar_jax.config import ModelConfig
 from zmar_jax.models import param_shapes
 from zmar_jax.runtime import compilation
-from zmar_jax.runtime.memory import GIB, RESERVE, MemoryLimitError, free, on_cpu
+from zmar_jax.runtime.memory import (
+    GIB,
+    RESERVE,
+    MemoryLimitError,
+    accelerator_stats,
+    free,
+    on_cpu,
+)
 from zmar_jax.tiling.rows import LEAST_ROWS
 from zmar_jax.tiling.shares import Shares, most_shares
 
@@ -135,8 +142,7 @@ def limit_of(memory: int | None, devices: int) -> int:
 
 def available() -> int:
     """Bytes that may be used on the first device, or on this host where that is a CPU."""
-    stats = None if on_cpu() else jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
+    if stats := accelerator_stats():
         return int((1 - RESERVE) * stats["bytes_limit"])
     return int(free() + PROGRAM)  # which is taken already
 

@@ -50,10 +50,15 @@ def free() -> int:
 
     An accelerator has nobody else to leave a reserve to.
     """
-    stats = None if on_cpu() else jax.local_devices()[0].memory_stats()
-    if stats and "bytes_limit" in stats:
+    if stats := accelerator_stats():
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     return int((1 - RESERVE) * _host_memory())
+
+
+def accelerator_stats() -> dict[str, int]:
+    """What the first device tells of its memory, bytes; empty of a CPU, or if it tells nothing."""
+    stats = None if on_cpu() else jax.local_devices()[0].memory_stats()
+    return stats if stats and "bytes_limit" in stats else {}
 
 
 def on_cpu() -> bool:
