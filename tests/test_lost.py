@@ -10,7 +10,7 @@ from PIL import Image
 from zmar_jax.config import NightConfig
 from zmar_jax.data.masks import lost_pixels
 from zmar_jax.data.night import draw_scene, night, whole
-from zmar_jax.imaging.lost import find_lost
+from zmar_jax.imaging.lost import fill, find_lost
 
 NIGHT = NightConfig(bright_share=0, frames=0, hot=0, jpeg=0, dimming=(4, 12))
 
@@ -140,3 +140,24 @@ def test_sixteen_bits_are_as_eight() -> None:
 @pytest.mark.parametrize("value", [0, 1, 255])
 def test_one_colour_has_lost_none(value: int) -> None:
     assert find_lost(np.full((40, 60, 3), value, np.uint8)).share == 0
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_guess_is_made_of_what_is_around(dtype: type) -> None:
+    """Of a ramp little is guessed wrongly; what is there stays, and a guess is never zero."""
+    photo = np.tile(np.arange(256, dtype=dtype)[:, None, None], (1, 64, 3))
+    photo = photo * dtype(np.iinfo(dtype).max // 255)
+    lost = lost_pixels(3, *photo.shape[:2])
+    filled = fill(np.where(lost[..., None], dtype(0), photo), lost)
+    assert (filled.dtype, filled.shape) == (photo.dtype, photo.shape)
+    np.testing.assert_array_equal(filled[~lost], photo[~lost])
+    assert filled[lost].all()
+    off = np.abs(filled[lost].astype(float) - photo[lost]) / np.iinfo(dtype).max
+    assert off.mean() < 0.01
+    assert off.max() < 0.15
+
+
+def test_where_nothing_or_all_is_lost_nothing_is_guessed() -> None:
+    image = darkened("coffee", 0)[:32, :32]
+    for lost in (np.zeros((32, 32), bool), np.ones((32, 32), bool)):
+        np.testing.assert_array_equal(fill(image, lost), image)

@@ -146,7 +146,7 @@ class StandIn:
     config, count, source = PRESETS["tiny"], 0, "weights"
 
     def see(self, image: np.ndarray, *_: object) -> Seen:
-        return Seen(image, 0.0)
+        return Seen(image, np.zeros(image.shape[:2], bool))
 
     def sample_seen(self, seen: Seen, *_: object) -> tuple[np.ndarray, np.ndarray]:
         self.count += 1

@@ -19,7 +19,7 @@ from zmar_jax.data.masks import apply_mask, draw_mask
 from zmar_jax.data.night import Place, draw_scene, night, whole
 from zmar_jax.imaging.exposure import Exposure, expose, measure
 from zmar_jax.imaging.images import turn
-from zmar_jax.imaging.lost import candidates, levels
+from zmar_jax.imaging.lost import candidates, fill, levels
 
 MEASURED = 1 << 18
 """Pixels of a picture; one that has more is measured at that size, to bound the time."""
@@ -70,7 +70,8 @@ class Examples:
         dark = self._dark(low, gt, seed, place)
         low = dark.low
         if self.brightness:
-            low = expose(low, self._lost_in(dark, seed), self.exposure(i, seed, scale))
+            lost = self._lost_in(dark, seed)
+            low = fill(expose(low, lost, self.exposure(i, seed, scale)), lost)
         turns, mirror = _flip(self.config.flip, rng)
         return turn(low, turns, mirror), turn(dark.gt, turns, mirror)
 

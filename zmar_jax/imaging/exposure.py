@@ -18,14 +18,14 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from zmar_jax.imaging.lost import find_lost
+from zmar_jax.imaging.lost import fill, find_lost
 
 BLOCK = 8
 """Edge of the blocks that are measured, pixels."""
 BLACK = 1.5 / 255
 """Blocks of at most this mean, of 1 = white, say nothing: frames, lost areas, crushed shadows."""
 HEADROOM, TOE = 1.32, 0.013
-NEUTRALITY = 0.6
+NEUTRALITY = 0.8
 """How far the channels' means are brought together in a dark picture: 0 not at all, 1 to grey."""
 CAST_LIMIT = 2.5
 
@@ -38,20 +38,23 @@ class Exposure(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """A picture as a model is to see it; the share of its pixels that are lost; and how much of
+    """A picture as a model is to see it; bool [H, W], which of its pixels are lost; and how much of
     what it shows stays, from 0 to 1: all of a picture that needed no light."""
 
     image: np.ndarray
-    lost_share: float
+    lost: np.ndarray
     kept: float = 0.0
+
+    @property
+    def lost_share(self) -> float:
+        return float(self.lost.mean())
 
     def keep(self, restored: np.ndarray) -> np.ndarray:
         """A restoration [H, W, 3], of 1 = white, with what stays of the pixels that are there."""
         if self.kept < 1e-3:
             return restored
         shown = self.image / np.iinfo(self.image.dtype).max
-        there = self.image.any(-1, keepdims=True)
-        return restored + np.where(there, self.kept * (shown - restored), 0)
+        return restored + np.where(self.lost[..., None], 0, self.kept * (shown - restored))
 
 
 def as_seen(
@@ -73,21 +76,22 @@ def as_seen(
         in the mean colour of the others.
 
     Returns:
-      image: the same shape and dtype; lost pixels, and only these, are zero in all channels.
+      image: the same shape and dtype. Lost pixels are guessed from those around where there is a
+        brightness (`lost.fill`); else they, and only they, are zero in all channels.
     """
     if hidden is not None and brightness and hidden.any() and not hidden.all():
         image = np.where(hidden[..., None], image[~hidden].mean(0).astype(image.dtype), image)
     if not brightness and lost is None and factor == 1:
-        return Seen(image, float((image.max(-1) == 0).mean()))
+        return Seen(image, image.max(-1) == 0)
     if lost is None:
         lost = find_lost(image).mask if brightness else np.asarray(image.max(-1) == 0)
     counted = lost if hidden is None else lost | hidden
     if not brightness:
         gains = Exposure(gains=(factor, factor, factor))
-        return Seen(expose(image, lost, gains), float(lost.mean()))
+        return Seen(expose(image, lost, gains), lost)
     exposure = measure(image, counted, brightness, factor)
-    kept = math.exp(-exposure.strength)
-    return Seen(expose(image, lost, exposure), float(lost.mean()), kept)
+    seen = fill(expose(image, lost, exposure), lost)
+    return Seen(seen, lost, math.exp(-exposure.strength))
 
 
 def expose(image: np.ndarray, lost: np.ndarray, exposure: Exposure) -> np.ndarray:
