@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from zmar_jax import ops
-from zmar_jax.kernels import conv3, depthwise, dw3, pad1, tpu, winograd
+from zmar_jax.kernels import composed, conv1_dw3, conv3, depthwise, dw3, pad1, tpu, winograd
 from zmar_jax.runtime import compilation
 
 few = settings(max_examples=6, deadline=None)
@@ -102,6 +102,23 @@ def test_winograd_within_conv3(shape: tuple[int, ...]) -> None:
     check_convolution(conv3, lax_conv, x, kernel)
     found, expected = (jax.jit(form)(x, kernel) for form in (conv3, winograd.conv3))
     np.testing.assert_array_equal(found, expected)
+
+
+@few
+@given(shape=SHAPE, out=st.integers(1, 4), seed=SEED, dtype=DTYPE)
+def test_a_dense_convolution_is_the_two_that_it_is_composed_of(
+    shape: tuple[int, ...], out: int, seed: int, dtype: Any
+) -> None:
+    x = golden.normal(seed, *shape).astype(dtype)
+    kernel = golden.normal(seed + 1, shape[-1], out).astype(dtype)
+    taps = golden.normal(seed + 2, 3, 3, 1, out).astype(dtype)
+    for form in (composed._dense, conv1_dw3):
+        check_convolution(
+            lambda x, kernel, form=form: form(pad1(x), kernel, taps),
+            lambda x, kernel: lax_conv(lax_conv(x, kernel[None, None]), taps, groups=out),
+            x,
+            kernel,
+        )
 
 
 def test_plain_gradients(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from zmar_jax.benchmark.weights import random_state_dict
 from zmar_jax.config import ModelConfig
 from zmar_jax.flow import FlowLevel, invert_weights
 from zmar_jax.flow.actnorm import ACTNORM_INIT
+from zmar_jax.kernels import tpu
 from zmar_jax.models import ZmarSNFlow, reference, reference_init
 from zmar_jax.models.attention import Stage
 from zmar_jax.models.notation import reflect_pad, unstack
@@ -231,6 +232,13 @@ def test_stages(case: StageCase) -> None:
 )
 def test_gradients_of_a_stage(form: StageForm) -> None:
     check_stage(StageCase(FIRST, (1, 20, 12, 16), True, form), gradients=True)
+
+
+def test_a_stage_in_dense_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a TPU does in bfloat16, in float32, in which it can be compared."""
+    monkeypatch.setattr(tpu, "has_products_to_spare", lambda dtype: True)
+    case = StageCase(FIRST, (2, 12, 20, 16), True, StageForm(platform="tpu"))
+    check_stage(case, gradients=True)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 Imports: ops.
 """
 
+from zmar_jax.kernels.composed import conv1_dw3 as conv1_dw3
 from zmar_jax.kernels.dense import conv1 as conv1
 from zmar_jax.kernels.dense import conv3 as conv3
 from zmar_jax.kernels.depthwise import dw3 as dw3

@@ -15,7 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 from zmar_jax import ops
 from zmar_jax.config import ModelConfig
 from zmar_jax.flow.initializers import FanIn, ones, zeros
-from zmar_jax.kernels import conv1, conv3, dw3
+from zmar_jax.kernels import conv1, conv1_dw3, conv3
 from zmar_jax.models.mdta import MDTA
 from zmar_jax.tiling.rows import WHOLE, Rows
 
@@ -79,8 +79,9 @@ class GDFN(nn.Module):
         pad = [(0, -self.hidden % 16)]
         # in halves, as the gradient of a split writes all channels again, slowly
         a, b = (
-            dw3(
-                conv1(x, jnp.pad(project_in[:, half], [(0, 0), *pad])),
+            conv1_dw3(
+                x,
+                jnp.pad(project_in[:, half], [(0, 0), *pad]),
                 jnp.pad(taps[..., half], [(0, 0)] * 3 + pad),
             )
             for half in (slice(self.hidden), slice(self.hidden, None))

@@ -1,12 +1,15 @@
 """Channel attention: every pixel times a matrix that sums over all pixels choose."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 
 from zmar_jax import ops
 from zmar_jax.flow.initializers import FanIn, ones
-from zmar_jax.kernels import conv1, dw3
+from zmar_jax.kernels import conv1_dw3, tpu
 from zmar_jax.tiling.rows import Window
 
 Array = jax.Array
@@ -40,11 +43,13 @@ class MDTA(nn.Module):
     def sums(self, x: Array, window: Window) -> Sums:
         """q k^T and the squared norms of q's and k's rows, over pixels, float32."""
         b, d, h = x.shape[0], self.width, self.heads
-        q, k = (window.counted(self._features(x, part)) for part in (0, 1))
-        qq, kk = (ops.square_sum(a).reshape(b, h, d // h, 1) for a in (q, k))
-        # of all heads with all: their own are thin products of transposed arrays otherwise
-        gram = ops.gram(q.reshape(b, -1, d), k.reshape(b, -1, d)).reshape(b, h, d // h, h, d // h)
+        apart, together = (functools.partial(f, window) for f in (sums_apart, sums_together))
+        forms = {"tpu": together} if tpu.has_products_to_spare(x.dtype) else {}
+        gram, *squares = lax.platform_dependent(x, self.qkv, self.taps, **forms, default=apart)
+        # the heads' own alone would be thin products of transposed arrays
+        gram = gram.reshape(b, h, d // h, h, d // h)
         gram = jnp.moveaxis(jnp.diagonal(gram, axis1=1, axis2=3), -1, 1)
+        qq, kk = (a.reshape(b, h, d // h, 1) for a in squares)
         return gram, qq, kk
 
     def mixer(self, sums: Sums) -> Array:
@@ -59,11 +64,26 @@ class MDTA(nn.Module):
 
     def __call__(self, x: Array, mixer: Array) -> Array:
         """v of x times the mixer: [B, H, W, d]."""
-        v = self._features(x, 2)
-        flat = v.reshape(v.shape[0], -1, self.width)
-        return jnp.matmul(flat, mixer.astype(v.dtype), precision=ops.HIGHEST).reshape(v.shape)
+        v = _features(x, self.qkv, self.taps, 2 * self.width, self.width)
+        return ops.mix_channels(v, mixer.astype(v.dtype))
 
-    def _features(self, x: Array, part: int) -> Array:
-        """q, k or v (part 0, 1 or 2), [B, H, W, d]."""
-        mine = slice(part * self.width, (part + 1) * self.width)
-        return dw3(conv1(x, self.qkv[:, mine]), self.taps[..., mine])
+
+def sums_apart(window: Window, x: Array, kernel: Array, taps: Array) -> Sums:
+    """q^T k of all heads with all, [B, d, d], and the sums of squares of q and of k, [B, d]."""
+    d = x.shape[-1]
+    q, k = (window.counted(_features(x, kernel, taps, i * d, d)) for i in (0, 1))
+    return ops.gram(q, k), ops.square_sum(q), ops.square_sum(k)
+
+
+def sums_together(window: Window, x: Array, kernel: Array, taps: Array) -> Sums:
+    """The same from one product, of q beside k with itself: more arithmetic in fewer passes."""
+    d = x.shape[-1]
+    gram = ops.gram_of(window.counted(_features(x, kernel, taps, 0, 2 * d)))
+    squares = jnp.diagonal(gram, axis1=1, axis2=2)
+    return gram[:, :d, d:], squares[:, :d], squares[:, d:]
+
+
+def _features(x: Array, kernel: Array, taps: Array, first: int, width: int) -> Array:
+    """`width` of the channels of q, k and v, from `first` on: [B, H, W, width]."""
+    mine = slice(first, first + width)
+    return conv1_dw3(x, kernel[:, mine], taps[..., mine])
