@@ -50,7 +50,7 @@ class ModelConfig:
     """Dequantisation: x = gt + noise / quantization."""
     brightness: float = bounded(0.0, 0.0, 0.9)
     """Dark pictures are brought to this geometric mean of their values, and seen so
-    (`zmar_jax.imaging.exposure`); 0, as published: they are seen as they are."""
+    (`zmar_jax.imaging.exposure`), with lost pixels filled; 0, as published: as they are."""
     policy: Literal["float32", "bfloat16"] = "float32"
     """`float32` everywhere, or `bfloat16` in the encoder and the couplings' hidden layers only."""
 
