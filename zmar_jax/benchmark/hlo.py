@@ -42,10 +42,10 @@ def read_program(text: str) -> ProgramCost:
     Raises:
       ValueError: no HLO, or a loop whose number of turns the text does not tell.
     """
-    computations, entry = _parse(text)
+    computations, entry = parse(text)
     found: dict[str, list[int]] = {}
     traffic = cycles = 0
-    for computation, turns, fused in _reached(computations, entry):
+    for computation, turns, fused, _ in reached(computations, entry):
         for ins in computation.values():
             kind = ins.op.removesuffix("-start")
             if kind in COLLECTIVES:
@@ -53,14 +53,16 @@ def read_program(text: str) -> ProgramCost:
                 total[0] += turns
                 total[1] += turns * _collective_bytes(ins, computation)
             if not fused:
-                traffic += turns * _traffic(ins, computation, computations)
+                traffic += turns * traffic_of(ins, computation, computations)
                 cycles += turns * ins.cycles
     collectives = (Collective(kind, *found[kind]) for kind in COLLECTIVES if kind in found)
     return ProgramCost(tuple(collectives), traffic, cycles)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Instruction:
+class Instruction:
+    """One line of HLO text; `operands` of a parameter or constant is what the parentheses hold."""
+
     name: str
     type: str
     op: str
@@ -73,16 +75,27 @@ class _Instruction:
         match = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
         return int(match[1]) if match else 0
 
+    @functools.cached_property
+    def op_name(self) -> str:
+        """The path of modules and transforms that JAX traced it under; empty where XLA made it."""
+        match = re.search(r'op_name="([^"]*)"', self.attributes)
+        return match[1] if match else ""
+
     def called(self, attribute: str) -> str:
         match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
         return match[1] if match else ""
 
 
-_Computation = dict[str, _Instruction]
+Computation = dict[str, Instruction]
 
 
-def _parse(text: str) -> tuple[dict[str, _Computation], str]:
-    computations: dict[str, _Computation] = {}
+def parse(text: str) -> tuple[dict[str, Computation], str]:
+    """All computations of an HLO text by name, and the name of the one that runs.
+
+    Raises:
+      ValueError: no HLO.
+    """
+    computations: dict[str, Computation] = {}
     entry, current = "", {}
     for line in text.splitlines():
         if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
@@ -95,7 +108,7 @@ def _parse(text: str) -> tuple[dict[str, _Computation], str]:
     return computations, entry
 
 
-def _instruction(line: str) -> _Instruction | None:
+def _instruction(line: str) -> Instruction | None:
     match = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
     if not match:
         return None
@@ -105,9 +118,9 @@ def _instruction(line: str) -> _Instruction | None:
     op, _, arguments = rest.partition("(")
     end = _closing("(" + arguments) - 1
     if op in ("parameter", "constant"):
-        return _Instruction(match[2], shape, op, (arguments[:end],), "", bool(match[1]))
+        return Instruction(match[2], shape, op, (arguments[:end],), "", bool(match[1]))
     operands = tuple(re.findall(r"%([\w.\-]+)", arguments[:end]))
-    return _Instruction(match[2], shape, op, operands, arguments[end + 1 :], bool(match[1]))
+    return Instruction(match[2], shape, op, operands, arguments[end + 1 :], bool(match[1]))
 
 
 def _closing(text: str) -> int:
@@ -120,30 +133,39 @@ def _closing(text: str) -> int:
     raise ValueError(f"unbalanced parentheses in HLO: {text[:80]}")
 
 
-def _reached(
-    computations: dict[str, _Computation], name: str, turns: int = 1, fused: bool = False
-) -> Iterator[tuple[_Computation, int, bool]]:
-    """Every computation that `name` runs, how often, and whether inside one instruction."""
+def reached(
+    computations: dict[str, Computation],
+    name: str,
+    turns: int = 1,
+    fused: bool = False,
+    loop: str = "",
+) -> Iterator[tuple[Computation, int, bool, str]]:
+    """Every computation that `name` runs, how often, whether inside one instruction, in what loop.
+
+    Raises:
+      ValueError: a loop whose number of turns the text does not tell.
+    """
     computation = computations[name]
-    yield computation, turns, fused
+    yield computation, turns, fused, loop
     for ins in computation.values():
         match ins.op:
             case "while":
                 times = turns * _turns(computations[ins.called("condition")], ins)
-                yield from _reached(computations, ins.called("body"), times, fused)
+                inside = ins.op_name or loop
+                yield from reached(computations, ins.called("body"), times, fused, inside)
             case "conditional":
                 branches = re.search(r"branch_computations=\{([^}]*)\}", ins.attributes)
                 names = re.findall(r"[\w.\-]+", branches[1]) if branches else []
                 names += filter(None, map(ins.called, ("true_computation", "false_computation")))
                 for branch in names:
-                    yield from _reached(computations, branch, turns, fused)
+                    yield from reached(computations, branch, turns, fused, loop)
             case "call":
-                yield from _reached(computations, ins.called("to_apply"), turns, fused)
+                yield from reached(computations, ins.called("to_apply"), turns, fused, loop)
             case "fusion" | "async-start":
-                yield from _reached(computations, ins.called("calls"), turns, True)
+                yield from reached(computations, ins.called("calls"), turns, True, loop)
 
 
-def _turns(condition: _Computation, loop: _Instruction) -> int:
+def _turns(condition: Computation, loop: Instruction) -> int:
     """How often a loop turns whose counter goes from 0 in ones, as those of scans do."""
     counts = [
         int(ins.operands[0])
@@ -183,21 +205,22 @@ def _sizes(shape: str, hbm_only: bool = False) -> list[int]:
     return sizes
 
 
-def _collective_bytes(ins: _Instruction, computation: _Computation) -> int:
+def _collective_bytes(ins: Instruction, computation: Computation) -> int:
     given = sum(sum(_sizes(computation[name].type)) for name in ins.operands)
     made = sum(_sizes(ins.type))
     # the start of a gather returns its operand beside its result
     return made - given if ins.op == "all-gather-start" else max(given, made)
 
 
-_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"}
-_FREE |= {"call", "after-all", "partition-id", "replica-id", "opt-barrier", "async-done"}
+FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"}
+FREE |= {"call", "after-all", "partition-id", "replica-id", "opt-barrier", "async-done"}
 
 
-def _traffic(
-    ins: _Instruction, computation: _Computation, computations: dict[str, _Computation]
+def traffic_of(
+    ins: Instruction, computation: Computation, computations: dict[str, Computation]
 ) -> int:
-    if ins.op in _FREE or ins.op.endswith(("-done", "-update")):
+    """Bytes that a run of the instruction reads from and writes to HBM (`ProgramCost`)."""
+    if ins.op in FREE or ins.op.endswith(("-done", "-update")):
         return 0
     reads = [sum(_sizes(computation[name].type, hbm_only=True)) for name in ins.operands]
     written = _sizes(ins.type, hbm_only=True)
@@ -205,6 +228,11 @@ def _traffic(
         inner = computations[ins.called("calls")]
         reads = [min(n, _read(inner, i)) for i, n in enumerate(reads)]
         written = [min(sum(written), _written(inner))]
+    elif ins.op in ("slice-start", "dynamic-slice-start"):
+        # its result is (operands, slice, state); the operand may lie in HBM
+        place = len(ins.operands)
+        reads = [min(reads[0], _sizes(ins.type)[place])]
+        written = written[place : place + 1]
     elif ins.op.endswith("-start"):
         written = written[:1]
     elif ins.op in ("dynamic-slice", "slice", "gather"):
@@ -214,7 +242,7 @@ def _traffic(
     return sum(reads) + sum(written)
 
 
-def _read(fused: _Computation, position: int) -> int:
+def _read(fused: Computation, position: int) -> int:
     """Bytes that a fusion reads of its operand; of one that it only slices, the slices."""
     parameters = (ins for ins in fused.values() if ins.op == "parameter")
     mine = next(ins for ins in parameters if ins.operands == (str(position),))
@@ -222,7 +250,7 @@ def _read(fused: _Computation, position: int) -> int:
     return sum(_sizes(mine.type)) if slices is None else slices
 
 
-def _slices(fused: _Computation, name: str) -> int | None:
+def _slices(fused: Computation, name: str) -> int | None:
     """Bytes of the slices of an array; None where it is read otherwise, too."""
     total = 0
     for user in (ins for ins in fused.values() if name in ins.operands):
@@ -235,7 +263,7 @@ def _slices(fused: _Computation, name: str) -> int | None:
     return total
 
 
-def _written(fused: _Computation) -> int:
+def _written(fused: Computation) -> int:
     """Bytes that a fusion writes; of an array that it updates in place, the update."""
     root = next(ins for ins in fused.values() if ins.root)
     outputs = [fused[name] for name in root.operands] if root.op == "tuple" else [root]

@@ -25,6 +25,7 @@ def compile_(
     only: Literal["train", "inverse"] | None = None,
     effort: float = -1.0,
     largest_batch: bool = False,
+    breakdown: bool = False,
     json_output: Annotated[bool, arg(name="json")] = False,
 ) -> int | None:
     """Compile the training step and `inverse` for a TPU slice that is not there.
@@ -40,6 +41,8 @@ def compile_(
 
     $ zmar-jax compile --topology v5e:1x1 --batch 8 --only train --largest-batch --json
 
+    $ zmar-jax compile --topology v5e:1x1 --policy bf16 --only train --effort 0 --breakdown
+
     Args:
       settings: Changes to the configuration, section.key=value.
       topology: Kind and arrangement of chips, as v5e:2x4; an unknown one lists all.
@@ -51,13 +54,17 @@ def compile_(
       effort: XLA's effort at making the program fast, from -1 (compiles in minutes) to 0 (as in
         training; several times longer). Memory differs a little, --effort 0 is what training has.
       largest_batch: Also find the largest batch that fits: some more compilations.
+      breakdown: Also show where the time goes, by XLA's cost model: by kind of work, by module, by
+        layer, and the heaviest instructions; forward, recomputed and backward.
       json_output: Print JSON lines instead of tables.
     """
     import jax
 
+    from zmar_jax.benchmark.breakdown import pieces
     from zmar_jax.benchmark.compile import TooLarge, compile_for
     from zmar_jax.benchmark.compile import largest_batch as search
     from zmar_jax.benchmark.topology import parse_slice
+    from zmar_jax.cli.breakdown import tables
 
     target = parse_slice(topology)
     if not -1 <= effort <= 0:
@@ -82,13 +89,25 @@ def compile_(
             say = err.print
             most = search(task, run, target, result, say) if largest_batch else None
         if json_output:
-            shown = dataclasses.asdict(result) | (
-                {"largest_batch": most} if most is not None else {}
-            )
-            out.print(json.dumps(shown))
+            out.print(json.dumps(_json(result, most, breakdown, target.chip.clock)))
         else:
             out.print(_table(result, most))
+            if breakdown:
+                for table in tables(pieces(result.hlo), target.chip.clock):
+                    out.print(table)
     return 1 if failed else None
+
+
+def _json(result: Any, most: int | None, breakdown: bool, clock: float) -> dict[str, Any]:
+    from zmar_jax.benchmark.breakdown import pieces, rows
+
+    shown = dataclasses.asdict(result)
+    del shown["hlo"]
+    if most is not None:
+        shown["largest_batch"] = most
+    if breakdown:
+        shown["breakdown"] = rows(pieces(result.hlo), clock)
+    return shown
 
 
 def _config(

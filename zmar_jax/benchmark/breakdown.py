@@ -1,0 +1,193 @@
+"""Where a compiled TPU program spends its time: instruction by instruction, off its HLO text.
+
+Each instruction is given a layer and a phase, from the path of Flax modules and JAX transforms that
+it was traced under, and a kind, from what it does. Nothing is run.
+"""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal
+
+from zmar_jax.benchmark.hlo import (
+    COLLECTIVES,
+    FREE,
+    Computation,
+    Instruction,
+    parse,
+    reached,
+    traffic_of,
+)
+
+Phase = Literal["forward", "recomputed", "backward", "rest"]
+PHASES: tuple[Phase, ...] = ("forward", "recomputed", "backward", "rest")
+Kind = Literal["products", "sums", "loops", "copies", "prefetches", "kernels", "collectives"]
+OUTSIDE = "(outside of layers)"
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """One instruction that a step runs, `turns` times; the numbers are of one run on one device.
+
+    `layer` is the path of Flax modules, as `encoder/refinement/blocks/ffn`, or OUTSIDE. Of `phase`,
+    "forward" is also what is no gradient, "rest" what is outside of layers: losses, optimizer. Of
+    `kind`, "products" have a matrix product, "sums" a reduction and no product, "copies" move and
+    convert only, "prefetches" are copies beside other instructions, "kernels" are written in
+    Pallas, and "loops" are all other loops over pixels. `cycles` are those of XLA's cost model,
+    None where it gives none, as of prefetches, collectives and kernels. `traffic` is in bytes.
+    """
+
+    instruction: Instruction
+    layer: str
+    phase: Phase
+    kind: Kind
+    turns: int
+    cycles: int | None
+    traffic: int
+
+    @property
+    def name(self) -> str:
+        return self.instruction.name
+
+    @property
+    def all_cycles(self) -> int:
+        """Cycles of all turns, by XLA's cost model; 0 where it gives none."""
+        return self.turns * (self.cycles or 0)
+
+
+def pieces(text: str) -> list[Piece]:
+    """All that `Compiled.as_text()` of a TPU program runs.
+
+    Raises:
+      ValueError: no HLO, or a loop whose number of turns the text does not tell.
+    """
+    computations, entry = parse(text)
+    found = []
+    for computation, turns, fused, loop in reached(computations, entry):
+        if fused:
+            continue
+        for ins in computation.values():
+            if ins.op in FREE or ins.op.endswith(("-done", "-update")):
+                continue
+            path = _path(ins, computation, computations, loop)
+            traffic = traffic_of(ins, computation, computations)
+            cycles = ins.cycles or None
+            kind = _kind(ins, computations)
+            found.append(Piece(ins, *_place(path), kind, turns, cycles, traffic))
+    return found
+
+
+def grouped(found: Iterable[Piece], key: Callable[[Piece], str]) -> dict[str, list[Piece]]:
+    """The pieces by `key`, that which takes longest by XLA's estimate first."""
+    groups: dict[str, list[Piece]] = collections.defaultdict(list)
+    for piece in found:
+        groups[key(piece)].append(piece)
+    order = sorted(groups, key=lambda name: -sum(p.all_cycles for p in groups[name]))
+    return {name: groups[name] for name in order}
+
+
+def rows(found: Iterable[Piece], clock: float) -> list[dict[str, Any]]:
+    """The pieces summed by layer, phase and kind, for JSON; `clock` is in cycles a second."""
+    key = lambda piece: "\n".join((piece.layer, piece.phase, piece.kind))  # noqa: E731
+    return [
+        {
+            **{name: getattr(group[0], name) for name in ("layer", "phase", "kind")},
+            "instructions": len(group),
+            "estimated_seconds": sum(piece.all_cycles for piece in group) / clock,
+            "hbm_traffic": sum(piece.turns * piece.traffic for piece in group),
+        }
+        for group in grouped(found, key).values()
+    ]
+
+
+def _path(
+    ins: Instruction, computation: Computation, computations: dict[str, Computation], loop: str
+) -> str:
+    """The instruction's path; where XLA made it, that of what is fused, its operands, or the loop.
+
+    XLA names some after the path within the loop's body alone.
+    """
+    inner = computations[ins.called("calls")].values() if ins.op == "fusion" else ()
+    near = (computation[name] for name in _sources(ins, computation))
+    for names in ([ins.op_name], [i.op_name for i in inner], [i.op_name for i in near]):
+        known = [name for name in names if _layer(name) != OUTSIDE]
+        if known:
+            path = collections.Counter(known).most_common(1)[0][0]
+            return path if path.startswith("jit(") or not loop else f"{loop}/body/{path}"
+    return f"{loop}/body/{ins.op_name}" if _layer(loop + "/body") != OUTSIDE else ins.op_name
+
+
+def _sources(ins: Instruction, computation: Computation) -> Iterator[str]:
+    """Operands, and theirs where they are only parts or other shapes of something."""
+    for name in ins.operands:
+        operand = computation.get(name)
+        if operand is None:
+            continue
+        if operand.op in ("bitcast", "get-tuple-element", "copy", "copy-done", "copy-start"):
+            yield from _sources(operand, computation)
+        yield name
+
+
+def _place(path: str) -> tuple[str, Phase]:
+    layer = _layer(path)
+    if layer == OUTSIDE:
+        return layer, "rest"
+    if "rematted_computation" in path:
+        return layer, "recomputed"
+    return layer, "backward" if "transpose(" in path else "forward"
+
+
+_JAX = re.compile(
+    r"while|body|scan|cond|branch_\d+_fun|closed_call|checkpoint|rematted_computation"
+    r"|custom_vjp_call|custom_jvp_call|[A-Z].*|.*[(>].*|"
+)
+"""Parts of a path that name no module: transforms, einsums, and the model, a class."""
+_DIRECTIONS = ("forward", "inverse")
+
+
+def _layer(path: str) -> str:
+    """`jit(f)/jvp(Model)/encoder/while/body/blocks/blocks._feed/ffn/mul`: `encoder/blocks/ffn`.
+
+    A method that is no module's main one stays, as in `attn.sums`.
+    """
+    modules: list[str] = []
+    for part in path.split("/")[:-1]:
+        module, _, method = part.partition(".")
+        if _JAX.fullmatch(module):
+            continue
+        public = method and not method.startswith("_") and method not in _DIRECTIONS
+        if modules and modules[-1].partition(".")[0] == module:
+            if public:
+                modules[-1] = part
+        else:
+            modules.append(part if public else module)
+    return "/".join(modules) or OUTSIDE
+
+
+_MOVES = {"copy", "transpose", "reshape", "bitcast", "slice", "pad", "concatenate", "reverse"}
+_MOVES |= {"broadcast", "convert", "dynamic-slice", "dynamic-update-slice", "gather", "tuple"}
+_MOVES |= {"parameter", "constant", "get-tuple-element", "bitcast-convert", "iota", "fusion"}
+
+
+def _kind(ins: Instruction, computations: dict[str, Computation]) -> Kind:
+    if ins.op.removesuffix("-start") in COLLECTIVES:
+        return "collectives"
+    if ins.op in ("copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start"):
+        return "prefetches"
+    if ins.op == "custom-call":
+        # the others are XLA's own: buffers, concatenations in place, triangular blocks
+        return "kernels" if 'custom_call_target="tpu_custom_call"' in ins.attributes else "loops"
+    ops = set(_ops(ins, computations))
+    if ops & {"convolution", "dot"}:
+        return "products"
+    if ops & {"reduce", "reduce-window"}:
+        return "sums"
+    return "copies" if ops <= _MOVES else "loops"
+
+
+def _ops(ins: Instruction, computations: dict[str, Computation]) -> Iterator[str]:
+    yield ins.op
+    if ins.op in ("fusion", "async-start"):
+        for inner in computations[ins.called("calls")].values():
+            yield from _ops(inner, computations)
