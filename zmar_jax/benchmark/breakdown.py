@@ -35,7 +35,8 @@ class Piece:
     `kind`, "products" have a matrix product, "sums" a reduction and no product, "copies" move and
     convert only, "prefetches" are copies beside other instructions, "kernels" are written in
     Pallas, and "loops" are all other loops over pixels. `cycles` are those of XLA's cost model,
-    None where it gives none, as of prefetches, collectives and kernels. `traffic` is in bytes.
+    None where it gives none, as of prefetches, collectives and kernels. `scheduled` are those of
+    libtpu's schedule, None where it gives none or was not asked for. `traffic` is in bytes.
     """
 
     instruction: Instruction
@@ -44,6 +45,7 @@ class Piece:
     kind: Kind
     turns: int
     cycles: int | None
+    scheduled: int | None
     traffic: int
 
     @property
@@ -54,6 +56,11 @@ class Piece:
     def all_cycles(self) -> int:
         """Cycles of all turns, by XLA's cost model; 0 where it gives none."""
         return self.turns * (self.cycles or 0)
+
+    @property
+    def all_scheduled(self) -> int:
+        """Cycles of all turns, by libtpu's schedule; 0 where it gives none."""
+        return self.turns * (self.scheduled or 0)
 
 
 def pieces(text: str) -> list[Piece]:
@@ -72,33 +79,78 @@ def pieces(text: str) -> list[Piece]:
                 continue
             path = _path(ins, computation, computations, loop)
             traffic = traffic_of(ins, computation, computations)
-            cycles = ins.cycles or None
+            cycles, scheduled = ins.cycles or None, ins.scheduled or None
             kind = _kind(ins, computations)
-            found.append(Piece(ins, *_place(path), kind, turns, cycles, traffic))
+            found.append(Piece(ins, *_place(path), kind, turns, cycles, scheduled, traffic))
     return found
 
 
 def grouped(found: Iterable[Piece], key: Callable[[Piece], str]) -> dict[str, list[Piece]]:
-    """The pieces by `key`, that which takes longest by XLA's estimate first."""
+    """The pieces by `key`, that which takes longest first, by the longer of the two counts."""
     groups: dict[str, list[Piece]] = collections.defaultdict(list)
     for piece in found:
         groups[key(piece)].append(piece)
-    order = sorted(groups, key=lambda name: -sum(p.all_cycles for p in groups[name]))
+    order = sorted(groups, key=lambda name: -longest(groups[name]))
     return {name: groups[name] for name in order}
 
 
+def longest(group: Iterable[Piece]) -> int:
+    """Cycles of a group by XLA's cost model or by the schedule, whichever has more."""
+    counts = [(piece.all_cycles, piece.all_scheduled) for piece in group]
+    return max(map(sum, zip(*counts, strict=True)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Coverage:
+    """What libtpu's schedule says, and of how much; cycles of all turns on one device.
+
+    `scheduled` is by the schedule, `estimated` by XLA's cost model of the same instructions, and
+    `without` by the model of those of which the schedule says nothing.
+    """
+
+    scheduled: int
+    estimated: int
+    without: int
+
+    @property
+    def share(self) -> float:
+        """Of XLA's estimate, that of the instructions that the schedule covers; 0 to 1."""
+        return self.estimated / max(self.estimated + self.without, 1)
+
+
+def coverage(found: Iterable[Piece]) -> Coverage:
+    scheduled = estimated = without = 0
+    for piece in found:
+        scheduled += piece.all_scheduled
+        if piece.scheduled is None:
+            without += piece.all_cycles
+        else:
+            estimated += piece.all_cycles
+    return Coverage(scheduled, estimated, without)
+
+
 def rows(found: Iterable[Piece], clock: float) -> list[dict[str, Any]]:
-    """The pieces summed by layer, phase and kind, for JSON; `clock` is in cycles a second."""
+    """The pieces summed by layer, phase and kind, for JSON; `clock` is in cycles a second.
+
+    `estimated_seconds` are XLA's; `scheduled_seconds` are the schedule's, of instructions of which
+    XLA says `scheduled_estimated_seconds`.
+    """
     key = lambda piece: "\n".join((piece.layer, piece.phase, piece.kind))  # noqa: E731
-    return [
-        {
-            **{name: getattr(group[0], name) for name in ("layer", "phase", "kind")},
-            "instructions": len(group),
-            "estimated_seconds": sum(piece.all_cycles for piece in group) / clock,
-            "hbm_traffic": sum(piece.turns * piece.traffic for piece in group),
+    summed = []
+    for group in grouped(found, key).values():
+        covered = coverage(group)
+        seconds = {
+            "estimated_seconds": covered.estimated + covered.without,
+            "scheduled_seconds": covered.scheduled,
+            "scheduled_estimated_seconds": covered.estimated,
         }
-        for group in grouped(found, key).values()
-    ]
+        summed.append(
+            {name: getattr(group[0], name) for name in ("layer", "phase", "kind")}
+            | {"instructions": len(group)}
+            | {name: cycles / clock for name, cycles in seconds.items()}
+            | {"hbm_traffic": sum(piece.turns * piece.traffic for piece in group)}
+        )
+    return summed
 
 
 def _path(

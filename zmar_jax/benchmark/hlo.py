@@ -72,18 +72,34 @@ class Instruction:
 
     @functools.cached_property
     def cycles(self) -> int:
-        match = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
-        return int(match[1]) if match else 0
+        """By XLA's cost model; 0 where it gives none."""
+        return _cycles(self.attributes.partition(_SCHEDULE)[0])
+
+    @functools.cached_property
+    def scheduled(self) -> int:
+        """By the schedule, where libtpu was asked for it (`schedule.py`); else, or unknown, 0."""
+        return _cycles(self.attributes.partition(_SCHEDULE)[2])
 
     @functools.cached_property
     def op_name(self) -> str:
-        """The path of modules and transforms that JAX traced it under; empty where XLA made it."""
-        match = re.search(r'op_name="([^"]*)"', self.attributes)
+        """The path of modules and transforms that JAX traced it under; empty where XLA made it.
+
+        The first where XLA made one instruction of several.
+        """
+        match = re.search(r'op_name="([^";]*)', self.attributes)
         return match[1] if match else ""
 
     def called(self, attribute: str) -> str:
         match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
         return match[1] if match else ""
+
+
+_SCHEDULE = '"bundle_analysis_data":'
+
+
+def _cycles(text: str) -> int:
+    match = re.search(r'"estimated_cycles":"(\d+)"', text)
+    return int(match[1]) if match else 0
 
 
 Computation = dict[str, Instruction]

@@ -4,70 +4,119 @@ from collections.abc import Callable, Iterator, Sequence
 
 from rich.table import Table
 
-from zmar_jax.benchmark.breakdown import PHASES, Piece, grouped
+from zmar_jax.benchmark.breakdown import PHASES, Piece, coverage, grouped, longest
 
 LEAST = 0.005
 """Share of the time from which a row is shown on its own."""
 HEAVIEST = 20
 
-
-def tables(found: Sequence[Piece], clock: float) -> Iterator[Table]:
-    """Time by kind, by module whatever the level, by layer, and of the heaviest instructions."""
-    for title, key in (
-        ("kind", lambda piece: piece.kind),
-        ("module, all levels", lambda piece: piece.layer.rpartition("/")[2]),
-        ("layer", lambda piece: piece.layer),
-    ):
-        yield _by(title, key, found, clock)
-    yield _heaviest(found, clock)
+Key = Callable[[Piece], str]
+Cycles = Callable[[Piece], int]
 
 
-def _by(title: str, key: Callable[[Piece], str], found: Sequence[Piece], clock: float) -> Table:
-    table = Table(title=f"ms by {title}, XLA's estimate")
-    table.add_column(title.partition(",")[0])
-    for name in (*PHASES, "all", "share", "HBM GB"):
-        table.add_column(name, justify="right")
-    whole, small = _cycles(found), []
-    for name, group in grouped(found, key).items():
-        if _cycles(group) < LEAST * whole and key(group[0]) != group[0].kind:
+def tables(found: Sequence[Piece], clock: float, cycles: bool) -> Iterator[Table | str]:
+    """Time by kind, by module whatever the level, by layer, and of the heaviest instructions.
+
+    Args:
+      clock: cycles a second.
+      cycles: whether to show libtpu's schedule, too.
+    """
+    keys: dict[str, Key] = {
+        "kind": lambda piece: piece.kind,
+        "module, all levels": lambda piece: piece.layer.rpartition("/")[2],
+        "layer": lambda piece: piece.layer,
+    }
+    for name, key in keys.items():
+        yield _by(name, key, found, clock, cycles)
+    if cycles:
+        yield _scheduled(found, clock)
+    yield _heaviest(found, clock, cycles)
+    if cycles:
+        yield _covered(found, clock)
+
+
+def _by(name: str, key: Key, found: Sequence[Piece], clock: float, cycles: bool) -> Table:
+    table = Table(title=f"ms by {name}: XLA's estimate" + " and libtpu's schedule" * cycles)
+    table.add_column(name.partition(",")[0])
+    schedule = ("schedule", "XLA of these") if cycles else ()
+    for column in (*PHASES, "all", "share", "HBM GB", *schedule):
+        table.add_column(column, justify="right")
+    whole, small = longest(found), []
+
+    def add(label: str, group: Sequence[Piece]) -> None:
+        total = sum(piece.all_cycles for piece in group)
+        cells = [*_phases(group, clock, lambda piece: piece.all_cycles), _ms(total, clock)]
+        cells += [_share(total, sum(piece.all_cycles for piece in found)), _traffic(group)]
+        if cycles:
+            covered = coverage(group)
+            cells += [_ms(covered.scheduled, clock), _ms(covered.estimated, clock)]
+        table.add_row(label, *cells)
+
+    for label, group in grouped(found, key).items():
+        if longest(group) < LEAST * whole and name != "kind":
             small += group
         else:
-            table.add_row(name, *_cells(group, whole, clock))
+            add(label, group)
     if small:
-        table.add_row(f"others, {len({key(p) for p in small})}", *_cells(small, whole, clock))
+        add(f"others, {len(set(map(key, small)))}", small)
     table.add_section()
-    table.add_row("all", *_cells(found, whole, clock))
+    add("all", found)
     return table
 
 
-def _cells(group: Sequence[Piece], whole: int, clock: float) -> Iterator[str]:
-    for phase in PHASES:
-        yield _ms(_cycles([p for p in group if p.phase == phase]), clock)
-    yield _ms(_cycles(group), clock)
-    yield f"{_cycles(group) / max(whole, 1):.1%}"
-    yield f"{sum(p.turns * p.traffic for p in group) / 1e9:.2f}"
+def _scheduled(found: Sequence[Piece], clock: float) -> Table:
+    table = Table(title="ms by kind: libtpu's schedule, of what it covers")
+    table.add_column("kind")
+    for column in (*PHASES, "all", "covers of XLA's estimate"):
+        table.add_column(column, justify="right")
+    groups = grouped(found, lambda piece: piece.kind)
+    for label, group in {**groups, "all": list(found)}.items():
+        if label == "all":
+            table.add_section()
+        cells = _phases(group, clock, lambda piece: piece.all_scheduled)
+        covered = coverage(group)
+        known = _share(covered.estimated, covered.estimated + covered.without)
+        table.add_row(label, *cells, _ms(covered.scheduled, clock), known)
+    return table
 
 
-def _heaviest(found: Sequence[Piece], clock: float) -> Table:
-    table = Table(title="the heaviest instructions, ms of all turns by XLA's estimate")
+def _heaviest(found: Sequence[Piece], clock: float, cycles: bool) -> Table:
+    table = Table(title="the heaviest instructions, ms of all turns")
     for name in ("instruction", "kind", "phase", "layer", "result"):
         table.add_column(name, overflow="fold")
-    for name in ("turns", "ms", "HBM GB"):
+    for name in ("turns", "XLA", *(("schedule",) if cycles else ()), "HBM GB"):
         table.add_column(name, justify="right")
-    for piece in sorted(found, key=lambda piece: -piece.all_cycles)[:HEAVIEST]:
+    for piece in sorted(found, key=lambda piece: -longest([piece]))[:HEAVIEST]:
         result = piece.instruction.type
-        table.add_row(
-            *(piece.name, piece.kind, piece.phase, piece.layer),
-            result if len(result) <= 60 else f"{result[:57]}...",
-            str(piece.turns),
-            _ms(piece.all_cycles, clock),
-            f"{piece.turns * piece.traffic / 1e9:.2f}",
-        )
+        result = result if len(result) <= 60 else f"{result[:57]}..."
+        cells = [piece.name, piece.kind, piece.phase, piece.layer, result, str(piece.turns)]
+        cells.append("-" if piece.cycles is None else _ms(piece.all_cycles, clock))
+        if cycles:
+            cells.append("-" if piece.scheduled is None else _ms(piece.all_scheduled, clock))
+        table.add_row(*cells, _traffic([piece]))
     return table
 
 
-def _cycles(group: Sequence[Piece]) -> int:
-    return sum(piece.all_cycles for piece in group)
+def _covered(found: Sequence[Piece], clock: float) -> str:
+    covered = coverage(found)
+    return (
+        f"libtpu's schedule covers {covered.share:.1%} of XLA's estimate: "
+        f"{_ms(covered.scheduled, clock)} ms where XLA says {_ms(covered.estimated, clock)} ms. "
+        f"With XLA's {_ms(covered.without, clock)} ms of the rest: "
+        f"{_ms(covered.scheduled + covered.without, clock)} ms."
+    )
+
+
+def _phases(group: Sequence[Piece], clock: float, cycles: Cycles) -> list[str]:
+    return [_ms(sum(cycles(p) for p in group if p.phase == phase), clock) for phase in PHASES]
+
+
+def _traffic(group: Sequence[Piece]) -> str:
+    return f"{sum(piece.turns * piece.traffic for piece in group) / 1e9:.2f}"
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / whole:.1%}" if whole else "-"
 
 
 def _ms(cycles: float, clock: float) -> str:

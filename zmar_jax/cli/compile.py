@@ -26,6 +26,7 @@ def compile_(
     effort: float = -1.0,
     largest_batch: bool = False,
     breakdown: bool = False,
+    cycles: bool = False,
     json_output: Annotated[bool, arg(name="json")] = False,
 ) -> int | None:
     """Compile the training step and `inverse` for a TPU slice that is not there.
@@ -43,6 +44,8 @@ def compile_(
 
     $ zmar-jax compile --topology v5e:1x1 --policy bf16 --only train --effort 0 --breakdown
 
+    $ zmar-jax compile --topology v5e:1x1 --policy bf16 --only train --effort 0 --cycles
+
     Args:
       settings: Changes to the configuration, section.key=value.
       topology: Kind and arrangement of chips, as v5e:2x4; an unknown one lists all.
@@ -56,6 +59,8 @@ def compile_(
       largest_batch: Also find the largest batch that fits: some more compilations.
       breakdown: Also show where the time goes, by XLA's cost model: by kind of work, by module, by
         layer, and the heaviest instructions; forward, recomputed and backward.
+      cycles: The same, and beside it the cycles of the machine code that libtpu schedules, which
+        knows Pallas kernels, too; gathers, scatters and LU decompositions are left out.
       json_output: Print JSON lines instead of tables.
     """
     import jax
@@ -63,6 +68,7 @@ def compile_(
     from zmar_jax.benchmark.breakdown import pieces
     from zmar_jax.benchmark.compile import TooLarge, compile_for
     from zmar_jax.benchmark.compile import largest_batch as search
+    from zmar_jax.benchmark.schedule import ScheduleError, compile_scheduled
     from zmar_jax.benchmark.topology import parse_slice
     from zmar_jax.cli.breakdown import tables
 
@@ -81,32 +87,35 @@ def compile_(
         what = f"{task} for {target.name}, batch {run.data.batch_size}, crop {run.data.crop}"
         with err.status(f"compiling {what}; began {time.strftime('%H:%M:%S')}"):
             try:
-                result = compile_for(task, run, target, effort)
+                result = (compile_scheduled if cycles else compile_for)(task, run, target, effort)
             except TooLarge as e:
                 err.print(f"{what}: does not fit: {e}", style="red")
                 failed = True
                 continue
+            except ScheduleError as e:
+                raise UsageError(str(e)) from e
             say = err.print
             most = search(task, run, target, result, say) if largest_batch else None
         if json_output:
-            out.print(json.dumps(_json(result, most, breakdown, target.chip.clock)))
+            found = pieces(result.hlo) if breakdown or cycles else None
+            out.print(json.dumps(_json(result, most, found, target.chip.clock)))
         else:
             out.print(_table(result, most))
-            if breakdown:
-                for table in tables(pieces(result.hlo), target.chip.clock):
+            if breakdown or cycles:
+                for table in tables(pieces(result.hlo), target.chip.clock, cycles):
                     out.print(table)
     return 1 if failed else None
 
 
-def _json(result: Any, most: int | None, breakdown: bool, clock: float) -> dict[str, Any]:
-    from zmar_jax.benchmark.breakdown import pieces, rows
+def _json(result: Any, most: int | None, found: Any, clock: float) -> dict[str, Any]:
+    from zmar_jax.benchmark.breakdown import rows
 
     shown = dataclasses.asdict(result)
     del shown["hlo"]
     if most is not None:
         shown["largest_batch"] = most
-    if breakdown:
-        shown["breakdown"] = rows(pieces(result.hlo), clock)
+    if found is not None:
+        shown["breakdown"] = rows(found, clock)
     return shown
 
 

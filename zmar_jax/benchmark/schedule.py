@@ -1,0 +1,98 @@
+"""Cycles of the machine code that libtpu schedules, of each instruction of a program.
+
+XLA's cost model guesses how long an instruction takes, and knows nothing of Pallas kernels. libtpu
+can count the bundles of the code that it makes, with the turns of the loops in it and the waits for
+memory, and writes the count beside the model's into the compiled text. An instruction that occurs
+often is compiled and counted once. Nothing is run.
+"""
+
+import dataclasses
+import multiprocessing
+import os
+import re
+import sys
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.interpreters import mlir
+
+from zmar_jax.benchmark.compile import Compiled, Task, compile_for
+from zmar_jax.benchmark.topology import Slice
+from zmar_jax.config import Config
+
+REPLACED = "without gathers, scatters and LU decompositions, of whose count libtpu dies"
+
+_FLAG = "--xla_jf_dump_static_llo_profile_to"
+_FLAGS = "LIBTPU_INIT_ARGS"
+_ERRORS = "errors.txt"
+
+
+class ScheduleError(Exception):
+    """libtpu died of a program when asked for its schedule."""
+
+
+def compile_scheduled(task: Task, config: Config, target: Slice, effort: float = 0.0) -> Compiled:
+    """`compile_for`, with the schedule's cycles in `Compiled.hlo` (`hlo.Instruction.scheduled`).
+
+    libtpu dies of counting some gathers and scatters, so all of them, and the LU decompositions
+    that have some within, are replaced by sums of one element of each operand. They are small: of
+    the published training step XLA gives them 0.2 % of the time. In a process of its own, as libtpu
+    reads its flags once and the replacements stay.
+
+    Raises:
+      ConfigError, TooLarge: as `compile_for`.
+      ScheduleError: names the instruction of which libtpu died.
+    """
+    context = multiprocessing.get_context("spawn")
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        ProcessPoolExecutor(1, context, _prepare, (folder,)) as pool,
+    ):
+        try:
+            found = pool.submit(compile_for, task, config, target, effort).result()
+        except BrokenProcessPool as e:
+            text = Path(folder, _ERRORS).read_text(errors="replace")
+            raise ScheduleError(_reason(text)) from e
+    return dataclasses.replace(found, remark=f"{found.remark}; {REPLACED}")
+
+
+def _reason(errors: str) -> str:
+    found = re.search(r"Static LLO profiling of (\S+) failed: (.*)", errors)
+    if found:
+        return f"libtpu cannot count the cycles of {found[1]} ({found[2]}); leave --cycles out"
+    last = (errors.strip().splitlines() or ["no message"])[-1]
+    return f"the process that compiled for --cycles died ({last}); is there memory enough?"
+
+
+def _prepare(folder: str) -> None:
+    """Makes this process one whose programs have their schedule in their text."""
+    os.environ[_FLAGS] = f"{os.environ.get(_FLAGS, '')} {_FLAG}={folder}".strip()
+    sys.stderr.flush()
+    # libtpu writes why it dies, and where, to the file that it was given as standard error
+    os.dup2(os.open(Path(folder, _ERRORS), os.O_CREAT | os.O_WRONLY, 0o600), 2)
+    jax.config.update("jax_platforms", "cpu")
+    replace_gathers()
+
+
+def replace_gathers() -> None:
+    """Gathers and scatters of what is lowered for TPU from here on become sums of one element.
+
+    For a process that compiles and runs nothing: their results are wrong.
+    """
+    for primitive in (lax.gather_p, lax.scatter_p, lax.scatter_add_p, lax.linalg.lu_p):
+        mlir.register_lowering(primitive, _stand_in, platform="tpu")
+
+
+def _stand_in(ctx: Any, *operands: Any, **_: Any) -> Any:
+    def first_elements(*arrays: jax.Array) -> list[jax.Array]:
+        ones = [lax.slice(x, (0,) * x.ndim, (1,) * x.ndim).reshape(()) for x in arrays]
+        outs = ctx.avals_out
+        return [jnp.full(out.shape, sum(one.astype(out.dtype) for one in ones)) for out in outs]
+
+    return mlir.lower_fun(first_elements, multiple_results=True)(ctx, *operands)
