@@ -10,7 +10,6 @@ import dataclasses
 import multiprocessing
 import os
 import re
-import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -70,14 +69,25 @@ def _reason(errors: str) -> str:
     return f"the process that compiled for --cycles died ({last}); is there memory enough?"
 
 
-def _prepare(folder: str) -> None:
-    """Makes this process one whose programs have their schedule in their text."""
+def prepare(folder: str) -> None:
+    """Makes this process one whose TPU programs have their schedule in their text.
+
+    Args:
+      folder: where libtpu may write files that nobody reads.
+    """
     os.environ[_FLAGS] = f"{os.environ.get(_FLAGS, '')} {_FLAG}={folder}".strip()
-    sys.stderr.flush()
-    # libtpu writes why it dies, and where, to the file that it was given as standard error
-    os.dup2(os.open(Path(folder, _ERRORS), os.O_CREAT | os.O_WRONLY, 0o600), 2)
     jax.config.update("jax_platforms", "cpu")
     replace_gathers()
+
+
+def _prepare(folder: str) -> None:
+    errors_to(folder)
+    prepare(folder)
+
+
+def errors_to(folder: str) -> None:
+    """From here on standard error is a file; libtpu writes there why it dies."""
+    os.dup2(os.open(Path(folder, _ERRORS), os.O_CREAT | os.O_WRONLY, 0o600), 2)
 
 
 def replace_gathers() -> None:
