@@ -7,18 +7,10 @@ it was traced under, and a kind, from what it does. Nothing is run.
 import collections
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
-from zmar_jax.benchmark.hlo import (
-    COLLECTIVES,
-    FREE,
-    Computation,
-    Instruction,
-    parse,
-    reached,
-    traffic_of,
-)
+from zmar_jax.benchmark.hlo import COLLECTIVES, Run, runs
 
 Phase = Literal["forward", "recomputed", "backward", "rest"]
 PHASES: tuple[Phase, ...] = ("forward", "recomputed", "backward", "rest")
@@ -30,16 +22,18 @@ OUTSIDE = "(outside of layers)"
 class Piece:
     """One instruction that a step runs, `turns` times; the numbers are of one run on one device.
 
-    `layer` is the path of Flax modules, as `encoder/refinement/blocks/ffn`, or OUTSIDE. Of `phase`,
-    "forward" is also what is no gradient, "rest" what is outside of layers: losses, optimizer. Of
-    `kind`, "products" have a matrix product, "sums" a reduction and no product, "copies" move and
-    convert only, "prefetches" are copies beside other instructions, "kernels" are written in
-    Pallas, and "loops" are all other loops over pixels. `cycles` are those of XLA's cost model,
-    None where it gives none, as of prefetches, collectives and kernels. `scheduled` are those of
-    libtpu's schedule, None where it gives none or was not asked for. `traffic` is in bytes.
+    `result` is its type, and `layer` the path of Flax modules, as `encoder/refinement/blocks/ffn`,
+    or OUTSIDE. Of `phase`, "forward" is also what is no gradient, "rest" what is outside of layers:
+    losses, optimizer. Of `kind`, "products" have a matrix product, "sums" a reduction and no
+    product, "copies" move and convert only, "prefetches" are copies beside other instructions,
+    "kernels" are written in Pallas, and "loops" are all other loops over pixels. `cycles` are those
+    of XLA's cost model, None where it gives none, as of prefetches, collectives and kernels.
+    `scheduled` are those of libtpu's schedule, None where it gives none or was not asked for.
+    `traffic` is in bytes.
     """
 
-    instruction: Instruction
+    name: str
+    result: str
     layer: str
     phase: Phase
     kind: Kind
@@ -47,10 +41,6 @@ class Piece:
     cycles: int | None
     scheduled: int | None
     traffic: int
-
-    @property
-    def name(self) -> str:
-        return self.instruction.name
 
     @property
     def all_cycles(self) -> int:
@@ -69,20 +59,19 @@ def pieces(text: str) -> list[Piece]:
     Raises:
       ValueError: no HLO, or a loop whose number of turns the text does not tell.
     """
-    computations, entry = parse(text)
-    found = []
-    for computation, turns, fused, loop in reached(computations, entry):
-        if fused:
-            continue
-        for ins in computation.values():
-            if ins.op in FREE or ins.op.endswith(("-done", "-update")):
-                continue
-            path = _path(ins, computation, computations, loop)
-            traffic = traffic_of(ins, computation, computations)
-            cycles, scheduled = ins.cycles or None, ins.scheduled or None
-            kind = _kind(ins, computations)
-            found.append(Piece(ins, *_place(path), kind, turns, cycles, scheduled, traffic))
-    return found
+    return [
+        Piece(
+            run.instruction.name,
+            run.instruction.type,
+            *_place(_path(run)),
+            _kind(run),
+            run.turns,
+            run.instruction.cycles or None,
+            run.instruction.scheduled or None,
+            run.traffic,
+        )
+        for run in runs(text)
+    ]
 
 
 def grouped(found: Iterable[Piece], key: Callable[[Piece], str]) -> dict[str, list[Piece]]:
@@ -153,32 +142,17 @@ def rows(found: Iterable[Piece], clock: float) -> list[dict[str, Any]]:
     return summed
 
 
-def _path(
-    ins: Instruction, computation: Computation, computations: dict[str, Computation], loop: str
-) -> str:
+def _path(run: Run) -> str:
     """The instruction's path; where XLA made it, that of what is fused, its operands, or the loop.
 
     XLA names some after the path within the loop's body alone.
     """
-    inner = computations[ins.called("calls")].values() if ins.op == "fusion" else ()
-    near = (computation[name] for name in _sources(ins, computation))
-    for names in ([ins.op_name], [i.op_name for i in inner], [i.op_name for i in near]):
-        known = [name for name in names if _layer(name) != OUTSIDE]
-        if known:
-            path = collections.Counter(known).most_common(1)[0][0]
-            return path if path.startswith("jit(") or not loop else f"{loop}/body/{path}"
-    return f"{loop}/body/{ins.op_name}" if _layer(loop + "/body") != OUTSIDE else ins.op_name
-
-
-def _sources(ins: Instruction, computation: Computation) -> Iterator[str]:
-    """Operands, and theirs where they are only parts or other shapes of something."""
-    for name in ins.operands:
-        operand = computation.get(name)
-        if operand is None:
-            continue
-        if operand.op in ("bitcast", "get-tuple-element", "copy", "copy-done", "copy-start"):
-            yield from _sources(operand, computation)
-        yield name
+    for group in ((run.instruction,), run.inside, run.sources):
+        names = [ins.op_name for ins in group if _layer(ins.op_name) != OUTSIDE]
+        if names:
+            path = collections.Counter(names).most_common(1)[0][0]
+            return path if path.startswith("jit(") or not run.loop else f"{run.loop}/body/{path}"
+    return f"{run.loop}/body" if _layer(f"{run.loop}/body") != OUTSIDE else ""
 
 
 def _place(path: str) -> tuple[str, Phase]:
@@ -222,24 +196,17 @@ _MOVES |= {"broadcast", "convert", "dynamic-slice", "dynamic-update-slice", "gat
 _MOVES |= {"parameter", "constant", "get-tuple-element", "bitcast-convert", "iota", "fusion"}
 
 
-def _kind(ins: Instruction, computations: dict[str, Computation]) -> Kind:
-    if ins.op.removesuffix("-start") in COLLECTIVES:
+def _kind(run: Run) -> Kind:
+    op = run.instruction.op
+    if op.removesuffix("-start") in COLLECTIVES:
         return "collectives"
-    if ins.op in ("copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start"):
+    if op in ("copy-start", "slice-start", "dynamic-slice-start", "dynamic-update-slice-start"):
         return "prefetches"
-    if ins.op == "custom-call":
-        # the others are XLA's own: buffers, concatenations in place, triangular blocks
-        return "kernels" if 'custom_call_target="tpu_custom_call"' in ins.attributes else "loops"
-    ops = set(_ops(ins, computations))
+    if 'custom_call_target="tpu_custom_call"' in run.instruction.attributes:
+        return "kernels"
+    ops = {op, *(ins.op for ins in run.inside)}
     if ops & {"convolution", "dot"}:
         return "products"
     if ops & {"reduce", "reduce-window"}:
         return "sums"
     return "copies" if ops <= _MOVES else "loops"
-
-
-def _ops(ins: Instruction, computations: dict[str, Computation]) -> Iterator[str]:
-    yield ins.op
-    if ins.op in ("fusion", "async-start"):
-        for inner in computations[ins.called("calls")].values():
-            yield from _ops(inner, computations)

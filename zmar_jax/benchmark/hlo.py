@@ -42,10 +42,10 @@ def read_program(text: str) -> ProgramCost:
     Raises:
       ValueError: no HLO, or a loop whose number of turns the text does not tell.
     """
-    computations, entry = parse(text)
+    computations, entry = _parse(text)
     found: dict[str, list[int]] = {}
     traffic = cycles = 0
-    for computation, turns, fused, _ in reached(computations, entry):
+    for computation, turns, fused in _reached(computations, entry):
         for ins in computation.values():
             kind = ins.op.removesuffix("-start")
             if kind in COLLECTIVES:
@@ -53,16 +53,73 @@ def read_program(text: str) -> ProgramCost:
                 total[0] += turns
                 total[1] += turns * _collective_bytes(ins, computation)
             if not fused:
-                traffic += turns * traffic_of(ins, computation, computations)
+                traffic += turns * _traffic(ins, computation, computations)
                 cycles += turns * ins.cycles
     collectives = (Collective(kind, *found[kind]) for kind in COLLECTIVES if kind in found)
     return ProgramCost(tuple(collectives), traffic, cycles)
 
 
 @dataclasses.dataclass(frozen=True)
-class Instruction:
-    """One line of HLO text; `operands` of a parameter or constant is what the parentheses hold."""
+class Run:
+    """An instruction that a program runs, `turns` times; `traffic` is of once, in bytes.
 
+    `inside` is what is fused in it, `sources` its operands, through what only moves them, and
+    `loop` the `op_name` of the loop around it, or empty.
+    """
+
+    instruction: "_Instruction"
+    turns: int
+    traffic: int
+    inside: tuple["_Instruction", ...]
+    sources: tuple["_Instruction", ...]
+    loop: str
+
+
+def runs(text: str) -> Iterator[Run]:
+    """All that `Compiled.as_text()` of a TPU program runs, but what only waits or names.
+
+    Raises:
+      ValueError: no HLO, or a loop whose number of turns the text does not tell.
+    """
+    computations, entry = _parse(text)
+    everything = (ins for computation in computations.values() for ins in computation.values())
+    loops = {ins.called("body"): ins.op_name for ins in everything if ins.op == "while"}
+    around = {id(computations[body]): name for body, name in loops.items()}
+    for computation, turns, fused in _reached(computations, entry):
+        for ins in () if fused else computation.values():
+            if ins.op in _FREE or ins.op.endswith(("-done", "-update")):
+                continue
+            yield Run(
+                instruction=ins,
+                turns=turns,
+                traffic=_traffic(ins, computation, computations),
+                inside=tuple(_inside(ins, computations)),
+                sources=tuple(_sources(ins, computation)),
+                loop=around.get(id(computation), ""),
+            )
+
+
+def _inside(
+    ins: "_Instruction", computations: "dict[str, _Computation]"
+) -> "Iterator[_Instruction]":
+    if ins.op in ("fusion", "async-start"):
+        for part in computations[ins.called("calls")].values():
+            yield part
+            yield from _inside(part, computations)
+
+
+def _sources(ins: "_Instruction", computation: "_Computation") -> "Iterator[_Instruction]":
+    for name in ins.operands:
+        operand = computation.get(name)
+        if operand is None:  # of a constant it is the value
+            continue
+        if operand.op in ("bitcast", "get-tuple-element", "copy", "copy-start", "copy-done"):
+            yield from _sources(operand, computation)
+        yield operand
+
+
+@dataclasses.dataclass(frozen=True)
+class _Instruction:
     name: str
     type: str
     op: str
@@ -94,6 +151,7 @@ class Instruction:
         return match[1] if match else ""
 
 
+_Computation = dict[str, _Instruction]
 _SCHEDULE = '"bundle_analysis_data":'
 
 
@@ -102,16 +160,8 @@ def _cycles(text: str) -> int:
     return int(match[1]) if match else 0
 
 
-Computation = dict[str, Instruction]
-
-
-def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """All computations of an HLO text by name, and the name of the one that runs.
-
-    Raises:
-      ValueError: no HLO.
-    """
-    computations: dict[str, Computation] = {}
+def _parse(text: str) -> tuple[dict[str, _Computation], str]:
+    computations: dict[str, _Computation] = {}
     entry, current = "", {}
     for line in text.splitlines():
         if header := re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line):
@@ -124,7 +174,7 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
     return computations, entry
 
 
-def _instruction(line: str) -> Instruction | None:
+def _instruction(line: str) -> _Instruction | None:
     match = re.match(r"\s+(ROOT )?%?([\w.\-]+) = ", line)
     if not match:
         return None
@@ -134,9 +184,9 @@ def _instruction(line: str) -> Instruction | None:
     op, _, arguments = rest.partition("(")
     end = _closing("(" + arguments) - 1
     if op in ("parameter", "constant"):
-        return Instruction(match[2], shape, op, (arguments[:end],), "", bool(match[1]))
+        return _Instruction(match[2], shape, op, (arguments[:end],), "", bool(match[1]))
     operands = tuple(re.findall(r"%([\w.\-]+)", arguments[:end]))
-    return Instruction(match[2], shape, op, operands, arguments[end + 1 :], bool(match[1]))
+    return _Instruction(match[2], shape, op, operands, arguments[end + 1 :], bool(match[1]))
 
 
 def _closing(text: str) -> int:
@@ -149,39 +199,30 @@ def _closing(text: str) -> int:
     raise ValueError(f"unbalanced parentheses in HLO: {text[:80]}")
 
 
-def reached(
-    computations: dict[str, Computation],
-    name: str,
-    turns: int = 1,
-    fused: bool = False,
-    loop: str = "",
-) -> Iterator[tuple[Computation, int, bool, str]]:
-    """Every computation that `name` runs, how often, whether inside one instruction, in what loop.
-
-    Raises:
-      ValueError: a loop whose number of turns the text does not tell.
-    """
+def _reached(
+    computations: dict[str, _Computation], name: str, turns: int = 1, fused: bool = False
+) -> Iterator[tuple[_Computation, int, bool]]:
+    """Every computation that `name` runs, how often, and whether inside one instruction."""
     computation = computations[name]
-    yield computation, turns, fused, loop
+    yield computation, turns, fused
     for ins in computation.values():
         match ins.op:
             case "while":
                 times = turns * _turns(computations[ins.called("condition")], ins)
-                inside = ins.op_name or loop
-                yield from reached(computations, ins.called("body"), times, fused, inside)
+                yield from _reached(computations, ins.called("body"), times, fused)
             case "conditional":
                 branches = re.search(r"branch_computations=\{([^}]*)\}", ins.attributes)
                 names = re.findall(r"[\w.\-]+", branches[1]) if branches else []
                 names += filter(None, map(ins.called, ("true_computation", "false_computation")))
                 for branch in names:
-                    yield from reached(computations, branch, turns, fused, loop)
+                    yield from _reached(computations, branch, turns, fused)
             case "call":
-                yield from reached(computations, ins.called("to_apply"), turns, fused, loop)
+                yield from _reached(computations, ins.called("to_apply"), turns, fused)
             case "fusion" | "async-start":
-                yield from reached(computations, ins.called("calls"), turns, True, loop)
+                yield from _reached(computations, ins.called("calls"), turns, True)
 
 
-def _turns(condition: Computation, loop: Instruction) -> int:
+def _turns(condition: _Computation, loop: _Instruction) -> int:
     """How often a loop turns whose counter goes from 0 in ones, as those of scans do."""
     counts = [
         int(ins.operands[0])
@@ -221,22 +262,21 @@ def _sizes(shape: str, hbm_only: bool = False) -> list[int]:
     return sizes
 
 
-def _collective_bytes(ins: Instruction, computation: Computation) -> int:
+def _collective_bytes(ins: _Instruction, computation: _Computation) -> int:
     given = sum(sum(_sizes(computation[name].type)) for name in ins.operands)
     made = sum(_sizes(ins.type))
     # the start of a gather returns its operand beside its result
     return made - given if ins.op == "all-gather-start" else max(given, made)
 
 
-FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"}
-FREE |= {"call", "after-all", "partition-id", "replica-id", "opt-barrier", "async-done"}
+_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "conditional"}
+_FREE |= {"call", "after-all", "partition-id", "replica-id", "opt-barrier", "async-done"}
 
 
-def traffic_of(
-    ins: Instruction, computation: Computation, computations: dict[str, Computation]
+def _traffic(
+    ins: _Instruction, computation: _Computation, computations: dict[str, _Computation]
 ) -> int:
-    """Bytes that a run of the instruction reads from and writes to HBM (`ProgramCost`)."""
-    if ins.op in FREE or ins.op.endswith(("-done", "-update")):
+    if ins.op in _FREE or ins.op.endswith(("-done", "-update")):
         return 0
     reads = [sum(_sizes(computation[name].type, hbm_only=True)) for name in ins.operands]
     written = _sizes(ins.type, hbm_only=True)
@@ -258,7 +298,7 @@ def traffic_of(
     return sum(reads) + sum(written)
 
 
-def _read(fused: Computation, position: int) -> int:
+def _read(fused: _Computation, position: int) -> int:
     """Bytes that a fusion reads of its operand; of one that it only slices, the slices."""
     parameters = (ins for ins in fused.values() if ins.op == "parameter")
     mine = next(ins for ins in parameters if ins.operands == (str(position),))
@@ -266,7 +306,7 @@ def _read(fused: Computation, position: int) -> int:
     return sum(_sizes(mine.type)) if slices is None else slices
 
 
-def _slices(fused: Computation, name: str) -> int | None:
+def _slices(fused: _Computation, name: str) -> int | None:
     """Bytes of the slices of an array; None where it is read otherwise, too."""
     total = 0
     for user in (ins for ins in fused.values() if name in ins.operands):
@@ -279,7 +319,7 @@ def _slices(fused: Computation, name: str) -> int | None:
     return total
 
 
-def _written(fused: Computation) -> int:
+def _written(fused: _Computation) -> int:
     """Bytes that a fusion writes; of an array that it updates in place, the update."""
     root = next(ins for ins in fused.values() if ins.root)
     outputs = [fused[name] for name in root.operands] if root.op == "tuple" else [root]

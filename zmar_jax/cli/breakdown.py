@@ -87,8 +87,7 @@ def _heaviest(found: Sequence[Piece], clock: float, cycles: bool) -> Table:
     for name in ("turns", "XLA", *(("schedule",) if cycles else ()), "HBM GB"):
         table.add_column(name, justify="right")
     for piece in sorted(found, key=lambda piece: -longest([piece]))[:HEAVIEST]:
-        result = piece.instruction.type
-        result = result if len(result) <= 60 else f"{result[:57]}..."
+        result = piece.result if len(piece.result) <= 60 else f"{piece.result[:57]}..."
         cells = [piece.name, piece.kind, piece.phase, piece.layer, result, str(piece.turns)]
         cells.append("-" if piece.cycles is None else _ms(piece.all_cycles, clock))
         if cycles:
