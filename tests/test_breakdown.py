@@ -6,12 +6,17 @@ import json
 import multiprocessing
 import os
 
+import jax
 import pytest
 
 from zmar_jax import cli
 from zmar_jax.benchmark import schedule
 from zmar_jax.benchmark.breakdown import OUTSIDE, coverage, grouped, pieces, rows
 from zmar_jax.benchmark.hlo import read_program
+from zmar_jax.benchmark.kept import kept
+from zmar_jax.benchmark.topology import devices, parse_slice
+from zmar_jax.config import Config
+from zmar_jax.runtime import compilation, sharding
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -179,18 +184,36 @@ def test_a_compiler_that_dies_names_the_instruction(monkeypatch):
     monkeypatch.setattr(schedule, "ProcessPoolExecutor", Pool)
     monkeypatch.setattr(schedule, "_prepare", schedule.errors_to)
     with pytest.raises(schedule.ScheduleError, match=r"cycles of sort\.3 \(Unsupported\)"):
-        schedule.compile_scheduled(*[None] * 3)  # pyright: ignore[reportArgumentType]
+        schedule.compile_scheduled("train", Config(), parse_slice("v5e:1x1"))
+
+
+def test_what_was_compiled_is_kept(tmp_path, monkeypatch):
+    """Until the question, a compiler's flags, or the file are another."""
+    monkeypatch.setattr(compilation, "cache_folder", lambda: tmp_path)
+    asked, said = [], []
+
+    def ask(question):
+        return kept(question, lambda: asked.append(question) or ("answer", question), said.append)
+
+    assert [ask("a"), ask("a"), ask("b")] == [("answer", name) for name in "aab"]
+    assert asked == ["a", "b"]
+    assert len(said) == 1
+    (first, _) = sorted((tmp_path / "profiles").iterdir(), key=lambda path: path.stat().st_mtime)
+    assert str(first) in said[0]
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--another")
+    ask("a")
+    monkeypatch.delenv("LIBTPU_INIT_ARGS")
+    first.write_bytes(first.read_bytes()[:20])
+    with pytest.warns(UserWarning, match="made again"):
+        assert ask("a") == ("answer", "a")
+    assert asked == ["a", "b", "a", "a"]
 
 
 def _compiled(folder: str) -> str:
     """The text of a small program with a kernel's schedule, compiled in this process."""
     schedule.prepare(folder)
-    import jax
     import jax.numpy as jnp
     from jax.experimental import pallas as pl
-
-    from zmar_jax.benchmark.topology import devices, parse_slice
-    from zmar_jax.runtime import sharding
 
     def double(x_ref, o_ref):
         o_ref[...] = 2 * x_ref[...]

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.interpreters import mlir
 
-from zmar_jax.benchmark.compile import Compiled, Task, compile_for
+from zmar_jax.benchmark.compile import Compiled, Say, Task, compile_for
+from zmar_jax.benchmark.kept import kept
 from zmar_jax.benchmark.topology import Slice
 from zmar_jax.config import Config
 
@@ -36,18 +37,32 @@ class ScheduleError(Exception):
     """libtpu died of a program when asked for its schedule."""
 
 
-def compile_scheduled(task: Task, config: Config, target: Slice, effort: float = 0.0) -> Compiled:
+def compile_scheduled(
+    task: Task,
+    config: Config,
+    target: Slice,
+    effort: float = 0.0,
+    say: Say = lambda _: None,
+) -> Compiled:
     """`compile_for`, with the schedule's cycles in `Compiled.hlo` (`hlo.Instruction.scheduled`).
 
     libtpu dies of counting some gathers and scatters, so all of them, and the LU decompositions
     that have some within, are replaced by sums of one element of each operand. They are small: of
     the published training step XLA gives them 0.2 % of the time. In a process of its own, as libtpu
-    reads its flags once and the replacements stay.
+    reads its flags once and the replacements stay. What it found is `kept`.
+
+    Args:
+      say: told where the program was found rather than compiled.
 
     Raises:
       ConfigError, TooLarge: as `compile_for`.
       ScheduleError: names the instruction of which libtpu died.
     """
+    question = (task, config, target.name, effort)
+    return kept(question, lambda: _compile(task, config, target, effort), say)
+
+
+def _compile(task: Task, config: Config, target: Slice, effort: float) -> Compiled:
     context = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory() as folder,

@@ -87,7 +87,10 @@ def compile_(
         what = f"{task} for {target.name}, batch {run.data.batch_size}, crop {run.data.crop}"
         with err.status(f"compiling {what}; began {time.strftime('%H:%M:%S')}"):
             try:
-                result = (compile_scheduled if cycles else compile_for)(task, run, target, effort)
+                if cycles:
+                    result = compile_scheduled(task, run, target, effort, err.print)
+                else:
+                    result = compile_for(task, run, target, effort)
             except TooLarge as e:
                 err.print(f"{what}: does not fit: {e}", style="red")
                 failed = True
