@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 
+from rich import box
 from rich.table import Table
 
 from zmar_jax.benchmark.breakdown import PHASES, Piece, coverage, grouped, longest
@@ -17,6 +18,8 @@ Cycles = Callable[[Piece], int]
 def tables(found: Sequence[Piece], clock: float, cycles: bool) -> Iterator[Table | str]:
     """Time by kind, by module whatever the level, by layer, and of the heaviest instructions.
 
+    Each is as wide as it must be, also where the terminal is not.
+
     Args:
       clock: cycles a second.
       cycles: whether to show libtpu's schedule, too.
@@ -27,20 +30,21 @@ def tables(found: Sequence[Piece], clock: float, cycles: bool) -> Iterator[Table
         "layer": lambda piece: piece.layer,
     }
     for name, key in keys.items():
-        yield _by(name, key, found, clock, cycles)
+        yield _whole(_by(name, key, found, clock, cycles))
     if cycles:
-        yield _scheduled(found, clock)
-    yield _heaviest(found, clock, cycles)
+        yield _whole(_scheduled(found, clock))
+    yield _whole(_heaviest(found, clock, cycles))
     if cycles:
         yield _covered(found, clock)
 
 
 def _by(name: str, key: Key, found: Sequence[Piece], clock: float, cycles: bool) -> Table:
-    table = Table(title=f"ms by {name}: XLA's estimate" + " and libtpu's schedule" * cycles)
-    table.add_column(name.partition(",")[0])
     schedule = ("schedule", "XLA of these") if cycles else ()
-    for column in (*PHASES, "all", "share", "HBM GB", *schedule):
-        table.add_column(column, justify="right")
+    table = _table(
+        f"ms by {name}: XLA's estimate" + " and libtpu's schedule" * cycles,
+        (name.partition(",")[0],),
+        (*PHASES, "all", "share", "HBM GB", *schedule),
+    )
     whole, small = longest(found), []
 
     def add(label: str, group: Sequence[Piece]) -> None:
@@ -65,10 +69,8 @@ def _by(name: str, key: Key, found: Sequence[Piece], clock: float, cycles: bool)
 
 
 def _scheduled(found: Sequence[Piece], clock: float) -> Table:
-    table = Table(title="ms by kind: libtpu's schedule, of what it covers")
-    table.add_column("kind")
-    for column in (*PHASES, "all", "covers of XLA's estimate"):
-        table.add_column(column, justify="right")
+    title = "ms by kind: libtpu's schedule, of what it covers"
+    table = _table(title, ("kind",), (*PHASES, "all", "covers of XLA's estimate"))
     groups = grouped(found, lambda piece: piece.kind)
     for label, group in {**groups, "all": list(found)}.items():
         if label == "all":
@@ -81,13 +83,13 @@ def _scheduled(found: Sequence[Piece], clock: float) -> Table:
 
 
 def _heaviest(found: Sequence[Piece], clock: float, cycles: bool) -> Table:
-    table = Table(title="the heaviest instructions, ms of all turns")
-    for name in ("instruction", "kind", "phase", "layer", "result"):
-        table.add_column(name, overflow="fold")
-    for name in ("turns", "XLA", *(("schedule",) if cycles else ()), "HBM GB"):
-        table.add_column(name, justify="right")
+    table = _table(
+        "the heaviest instructions, ms of all turns",
+        ("instruction", "kind", "phase", "layer", "result"),
+        ("turns", "XLA", *(("schedule",) if cycles else ()), "HBM GB"),
+    )
     for piece in sorted(found, key=lambda piece: -longest([piece]))[:HEAVIEST]:
-        result = piece.result if len(piece.result) <= 60 else f"{piece.result[:57]}..."
+        result = piece.result if len(piece.result) <= 44 else f"{piece.result[:41]}..."
         cells = [piece.name, piece.kind, piece.phase, piece.layer, result, str(piece.turns)]
         cells.append("-" if piece.cycles is None else _ms(piece.all_cycles, clock))
         if cycles:
@@ -104,6 +106,21 @@ def _covered(found: Sequence[Piece], clock: float) -> str:
         f"With XLA's {_ms(covered.without, clock)} ms of the rest: "
         f"{_ms(covered.scheduled + covered.without, clock)} ms."
     )
+
+
+def _table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    for name in numbers:
+        table.add_column(name, no_wrap=True, justify="right")
+    return table
+
+
+def _whole(table: Table) -> Table:
+    widths = (max(len(str(cell)) for cell in (c.header, *c.cells)) for c in table.columns)
+    table.width = sum(widths) + 2 * len(table.columns) + 2
+    return table
 
 
 def _phases(group: Sequence[Piece], clock: float, cycles: Cycles) -> list[str]:
