@@ -2,12 +2,15 @@
 
 import concurrent.futures
 import importlib.util
+import io
 import json
 import multiprocessing
 import os
+import re
 
 import jax
 import pytest
+from rich.console import Console
 
 from zmar_jax import cli
 from zmar_jax.benchmark import schedule
@@ -15,6 +18,7 @@ from zmar_jax.benchmark.breakdown import OUTSIDE, coverage, grouped, pieces, row
 from zmar_jax.benchmark.hlo import read_program
 from zmar_jax.benchmark.kept import kept
 from zmar_jax.benchmark.topology import devices, parse_slice
+from zmar_jax.cli.breakdown import tables
 from zmar_jax.config import Config
 from zmar_jax.runtime import compilation, sharding
 
@@ -167,6 +171,30 @@ def test_the_longest_group_comes_first():
     assert list(grouped(pieces(PROGRAM), lambda piece: piece.kind))[:3] == [
         *("products", "kernels", "sums")
     ]
+
+
+def test_tables_say_all_on_a_narrow_terminal():
+    text = io.StringIO()
+    console = Console(file=text, width=60, soft_wrap=True)
+    for table in tables(pieces(PROGRAM), clock=1e6, cycles=True):
+        console.print(table)
+    shown = text.getvalue()
+    assert "…" not in shown
+    kind, module, layer, scheduled, heaviest, covered = re.split(
+        "\nms by|\nthe heavi|\nlibtpu", shown
+    )
+    cells = {line.split()[0]: line.split()[1:] for line in kind.splitlines()[3:] if line.strip()}
+    # forward, recomputed, backward, rest, all, share, GB; the schedule's, and XLA's of the same
+    assert cells["products"][:6] == ["0.00", "4.00", "0.00", "0.00", "4.00", "64.4%"]
+    assert cells["products"][7:] == ["2.80", "4.00"]
+    assert cells["kernels"][4] == "0.00"
+    assert cells["kernels"][7:] == ["3.60", "0.00"]
+    assert cells["all"][4] == "6.21"
+    assert " ffn " in module
+    assert " encoder/latent/blocks/ffn " in layer
+    assert "encoder/latent/blocks/ffn/gate" in heaviest
+    assert re.search(r"all .* 6\.56 +65\.7%", scheduled)
+    assert "covers 65.7% of XLA's estimate: 6.56 ms where XLA says 4.08 ms" in covered
 
 
 def _die(folder: str) -> None:
