@@ -197,22 +197,36 @@ def test_tables_say_all_on_a_narrow_terminal():
     assert "covers 65.7% of XLA's estimate: 6.56 ms where XLA says 4.08 ms" in covered
 
 
-def _die(folder: str) -> None:
+def _die(*_: object) -> None:
     os.write(2, b"F1127 llo_dumper.cc:1585] Static LLO profiling of sort.3 failed: Unsupported\n")
     os.abort()
 
 
-def test_a_compiler_that_dies_names_the_instruction(monkeypatch):
-    """A real process that dies as libtpu does."""
+def _starve(*_: object) -> None:
+    schedule.LEAST_FREE = 1 << 60
+    schedule.watch()
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        (_die, r"cycles of sort\.3 \(Unsupported\)"),
+        pytest.param(_starve, r"all memory but 2 GiB.*--crop 40", marks=pytest.mark.slow),
+    ],
+)
+def test_a_compiler_that_dies_says_of_what(monkeypatch, tmp_path, end, message):
+    """Real processes, one of which dies as libtpu does."""
 
     class Pool(concurrent.futures.ProcessPoolExecutor):
         def submit(self, fn, *args):
-            return super().submit(_die, "")
+            return super().submit(end)
 
+    monkeypatch.setattr(compilation, "cache_folder", lambda: tmp_path)
     monkeypatch.setattr(schedule, "ProcessPoolExecutor", Pool)
     monkeypatch.setattr(schedule, "_prepare", schedule.errors_to)
-    with pytest.raises(schedule.ScheduleError, match=r"cycles of sort\.3 \(Unsupported\)"):
+    with pytest.raises(schedule.ScheduleError, match=message):
         schedule.compile_scheduled("train", Config(), parse_slice("v5e:1x1"))
+    assert not list(tmp_path.rglob("*.gz"))
 
 
 def test_what_was_compiled_is_kept(tmp_path, monkeypatch):
@@ -273,7 +287,8 @@ def test_libtpu_counts_cycles_of_kernels(tmp_path):
 
 @pytest.mark.slow
 @needs_libtpu
-def test_the_training_steps_time_by_layer(capsys):
+def test_the_training_steps_time_by_layer(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(compilation, "cache_folder", lambda: tmp_path)
     options = ["--topology", "v5e:1x1", "--batch", "4", "--crop", "16", "--only", "train"]
     assert cli.main(["compile", *options, "--cycles", "--json", *NANO]) == 0
     found = json.loads(capsys.readouterr().out)
