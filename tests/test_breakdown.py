@@ -1,6 +1,7 @@
 """Where a compiled TPU program spends its time, read off its text."""
 
 import concurrent.futures
+import dataclasses
 import importlib.util
 import io
 import json
@@ -13,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from zmar_jax import cli
+from zmar_jax.benchmark import compile as benchmark
 from zmar_jax.benchmark import schedule
 from zmar_jax.benchmark.breakdown import OUTSIDE, coverage, grouped, pieces, rows
 from zmar_jax.benchmark.hlo import read_program
@@ -283,6 +285,43 @@ def test_libtpu_counts_cycles_of_kernels(tmp_path):
     assert kernel.scheduled is not None
     assert 0 < kernel.scheduled < 100_000
     assert coverage(found).share > 0.5
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """What is compiled, in this process or another, is the recorded program."""
+    blank = {field.name: 0 for field in dataclasses.fields(benchmark.Compiled)}
+    texts = {"task": "train", "topology": "v5e:1x1", "policy": "bfloat16", "remark": "recorded"}
+    made = benchmark.Compiled(**blank | texts | {"collectives": (), "hlo": PROGRAM})
+    for module, name in ((benchmark, "compile_for"), (schedule, "compile_scheduled")):
+        monkeypatch.setattr(module, name, lambda *args: made)
+
+
+COMMAND = ["compile", "--topology", "v5e:1x1", "--only", "train"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], ["HBM a device"]),
+        (["--breakdown"], ["ms by kind: XLA's estimate\n", "encoder/latent/blocks/ffn"]),
+        (["--cycles"], ["and libtpu's schedule\n", "covers 65.7% of XLA's estimate"]),
+    ],
+)
+def test_the_command_shows_what_it_was_asked(recorded, capsys, options, words):
+    assert cli.main([*COMMAND, *options]) == 0
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in words)
+    assert ("ms by kind" in shown) == bool(options)
+
+
+@pytest.mark.parametrize("option", ["--breakdown", "--cycles"])
+def test_json_has_no_text_but_rows(recorded, capsys, option):
+    assert cli.main([*COMMAND, option, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "hlo" not in found
+    clock = parse_slice("v5e:1x1").chip.clock
+    assert found["breakdown"] == rows(pieces(PROGRAM), clock)
 
 
 @pytest.mark.slow
