@@ -36,7 +36,8 @@ class Compiled:
     of float32. `hbm_traffic` is bytes a run (`hlo.ProgramCost.traffic`). `compute_seconds`,
     `memory_seconds` and `collective_seconds` are what these take at the chip's peaks; `seconds`
     is the longest of the three: a bound for this code, as no other code was compiled.
-    `estimated_seconds` are the cycles of XLA's cost model, without collectives.
+    `estimated_seconds` are the cycles of XLA's cost model, without collectives. `hlo` is the
+    optimised program's text.
     """
 
     task: Task
@@ -60,6 +61,7 @@ class Compiled:
     seconds: float
     images_per_second: float
     remark: str = REMARK
+    hlo: str = dataclasses.field(default="", repr=False)
 
 
 class TooLarge(Exception):
@@ -105,7 +107,8 @@ def _report(
     compile_seconds: float,
 ) -> Compiled:
     chip, memory = target.chip, compiled.memory_analysis()
-    program = read_program(compiled.as_text())
+    hlo = compiled.as_text()
+    program = read_program(hlo)
     hbm = memory.argument_size_in_bytes + memory.output_size_in_bytes
     hbm += memory.temp_size_in_bytes - memory.alias_size_in_bytes
     compute = flops * chip.cores / chip.flops
@@ -135,6 +138,7 @@ def _report(
         estimated_seconds=program.cycles / chip.clock,
         seconds=seconds,
         images_per_second=config.data.batch_size / seconds,
+        hlo=hlo,
     )
 
 

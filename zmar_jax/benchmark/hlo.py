@@ -60,6 +60,65 @@ def read_program(text: str) -> ProgramCost:
 
 
 @dataclasses.dataclass(frozen=True)
+class Run:
+    """An instruction that a program runs, `turns` times; `traffic` is of once, in bytes.
+
+    `inside` is what is fused in it, `sources` its operands, through what only moves them, and
+    `loop` the `op_name` of the loop around it, or empty.
+    """
+
+    instruction: "_Instruction"
+    turns: int
+    traffic: int
+    inside: tuple["_Instruction", ...]
+    sources: tuple["_Instruction", ...]
+    loop: str
+
+
+def runs(text: str) -> Iterator[Run]:
+    """All that `Compiled.as_text()` of a TPU program runs, but what only waits or names.
+
+    Raises:
+      ValueError: no HLO, or a loop whose number of turns the text does not tell.
+    """
+    computations, entry = _parse(text)
+    everything = (ins for computation in computations.values() for ins in computation.values())
+    loops = {ins.called("body"): ins.op_name for ins in everything if ins.op == "while"}
+    around = {id(computations[body]): name for body, name in loops.items()}
+    for computation, turns, fused in _reached(computations, entry):
+        for ins in () if fused else computation.values():
+            if ins.op in _FREE or ins.op.endswith(("-done", "-update")):
+                continue
+            yield Run(
+                instruction=ins,
+                turns=turns,
+                traffic=_traffic(ins, computation, computations),
+                inside=tuple(_inside(ins, computations)),
+                sources=tuple(_sources(ins, computation)),
+                loop=around.get(id(computation), ""),
+            )
+
+
+def _inside(
+    ins: "_Instruction", computations: "dict[str, _Computation]"
+) -> "Iterator[_Instruction]":
+    if ins.op in ("fusion", "async-start"):
+        for part in computations[ins.called("calls")].values():
+            yield part
+            yield from _inside(part, computations)
+
+
+def _sources(ins: "_Instruction", computation: "_Computation") -> "Iterator[_Instruction]":
+    for name in ins.operands:
+        operand = computation.get(name)
+        if operand is None:  # of a constant it is the value
+            continue
+        if operand.op in ("bitcast", "get-tuple-element", "copy", "copy-start", "copy-done"):
+            yield from _sources(operand, computation)
+        yield operand
+
+
+@dataclasses.dataclass(frozen=True)
 class _Instruction:
     name: str
     type: str
@@ -70,8 +129,22 @@ class _Instruction:
 
     @functools.cached_property
     def cycles(self) -> int:
-        match = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
-        return int(match[1]) if match else 0
+        """By XLA's cost model; 0 where it gives none."""
+        return _cycles(self.attributes.partition(_SCHEDULE)[0])
+
+    @functools.cached_property
+    def scheduled(self) -> int:
+        """By the schedule, where libtpu was asked for it (`schedule.py`); else, or unknown, 0."""
+        return _cycles(self.attributes.partition(_SCHEDULE)[2])
+
+    @functools.cached_property
+    def op_name(self) -> str:
+        """The path of modules and transforms that JAX traced it under; empty where XLA made it.
+
+        The first where XLA made one instruction of several.
+        """
+        match = re.search(r'op_name="([^";]*)', self.attributes)
+        return match[1] if match else ""
 
     def called(self, attribute: str) -> str:
         match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
@@ -79,6 +152,12 @@ class _Instruction:
 
 
 _Computation = dict[str, _Instruction]
+_SCHEDULE = '"bundle_analysis_data":'
+
+
+def _cycles(text: str) -> int:
+    match = re.search(r'"estimated_cycles":"(\d+)"', text)
+    return int(match[1]) if match else 0
 
 
 def _parse(text: str) -> tuple[dict[str, _Computation], str]:
@@ -205,6 +284,11 @@ def _traffic(
         inner = computations[ins.called("calls")]
         reads = [min(n, _read(inner, i)) for i, n in enumerate(reads)]
         written = [min(sum(written), _written(inner))]
+    elif ins.op in ("slice-start", "dynamic-slice-start"):
+        # its result is (operands, slice, state); the operand may lie in HBM
+        place = len(ins.operands)
+        reads = [min(reads[0], _sizes(ins.type)[place])]
+        written = written[place : place + 1]
     elif ins.op.endswith("-start"):
         written = written[:1]
     elif ins.op in ("dynamic-slice", "slice", "gather"):

@@ -90,11 +90,18 @@ def trim_memory() -> None:
 
 
 def enable_cache() -> Path | None:
-    """Keeps compiled programs on disk, so that a second run starts fast.
+    """Keeps compiled programs in `cache_folder`, so that a second run starts fast."""
+    folder = cache_folder()
+    if folder is not None and not jax.config.values["jax_compilation_cache_dir"]:
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+    return folder
 
-    In `$ZMAR_JAX_CACHE`, else `~/.cache/zmar_jax`; a cache that is configured already
-    (`JAX_COMPILATION_CACHE_DIR`) is left as it is. A folder that cannot be written is warned of,
-    and nothing is kept.
+
+def cache_folder() -> Path | None:
+    """Where compiled programs are kept; None, and a warning, where it cannot be written.
+
+    It is `$ZMAR_JAX_CACHE`, else `~/.cache/zmar_jax`; a cache that is configured already
+    (`JAX_COMPILATION_CACHE_DIR`) is left as it is.
     """
     if configured := jax.config.values["jax_compilation_cache_dir"]:
         return Path(configured)
@@ -110,5 +117,4 @@ def enable_cache() -> Path | None:
             stacklevel=2,
         )
         return None
-    jax.config.update("jax_compilation_cache_dir", str(folder))
     return folder
