@@ -1,4 +1,4 @@
-"""Programs compiled for a TPU slice that is not there: what they need, and how fast at best."""
+"""Programs compiled for TPUs and GPUs that are not there: what they need, how fast at best."""
 
 import dataclasses
 import functools
@@ -13,6 +13,7 @@ from jax.sharding import NamedSharding
 
 from zmar_jax.benchmark.cost import matrix_multiply_adds
 from zmar_jax.benchmark.hlo import Collective, read_program
+from zmar_jax.benchmark.kernels import Kernels
 from zmar_jax.benchmark.topology import Slice, devices
 from zmar_jax.config import Config
 from zmar_jax.models import ZmarSNFlow
@@ -24,19 +25,19 @@ from zmar_jax.train.state import abstract_state
 Task = Literal["train", "inverse"]
 Say = Callable[[str], None]
 
-REMARK = "compiled for a TPU, not measured"
-
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
     """One program for one slice. All but `seconds` and `images_per_second` is for one device.
 
     A device is a chip, but one of two cores on v4. `hbm`, what arguments, results and XLA's
-    temporaries take, and `hbm_free` are bytes. `flops` are those of bfloat16 products, six for one
-    of float32. `hbm_traffic` is bytes a run (`hlo.ProgramCost.traffic`). `compute_seconds`,
-    `memory_seconds` and `collective_seconds` are what these take at the chip's peaks; `seconds`
-    is the longest of the three: a bound for this code, as no other code was compiled.
-    `estimated_seconds` are the cycles of XLA's cost model, without collectives.
+    temporaries take, and `hbm_free` are bytes. `flops` are those of bfloat16 products; one of
+    float32 counts as `Chip.float32_cost`. `hbm_traffic` is bytes a run
+    (`hlo.ProgramCost.traffic`). `compute_seconds`, `memory_seconds` and `collective_seconds` are
+    what these take at the chip's peaks; `seconds` is the longest of the three: a bound for this
+    code, as no other code was compiled.
+    `estimated_seconds` are those of XLA's cost model, without collectives and without what is
+    `unestimated` in `kernels`, which is of GPUs alone, as is `triton`.
     """
 
     task: Task
@@ -59,29 +60,37 @@ class Compiled:
     estimated_seconds: float
     seconds: float
     images_per_second: float
-    remark: str = REMARK
+    kernels: tuple[Kernels, ...]
+    triton: bool
+    remark: str
 
 
 class TooLarge(Exception):
     """A program that does not fit the chips' memory."""
 
 
-def compile_for(task: Task, config: Config, target: Slice, effort: float = 0.0) -> Compiled:
+def compile_for(
+    task: Task, config: Config, target: Slice, effort: float = 0.0, triton: bool = True
+) -> Compiled:
     """Compiles `train_step`, or `inverse` on the same batch, for a slice; runs nothing.
 
     Args:
       config: batch, crop, model and recipe.
       effort: -1.0 to 0.0, XLA's at making the program fast; less compiles faster.
+      triton: as `compilation.gpu_options` takes it; without effect on TPUs.
 
     Raises:
-      ConfigError: libtpu is missing, or the devices do not divide the batch.
+      ConfigError: the compiler is missing, or the devices do not divide the batch.
       TooLarge: says how much memory is needed, and how much there is.
     """
     mesh = sharding.make_mesh(config.train.fsdp, devices(target))
     sharding.check_batch(config.data.batch_size, config.train.accumulate, mesh)
     fn, program, args = (_train if task == "train" else _inverse)(config, mesh)
-    flops = 2 * matrix_multiply_adds(fn, *args)[1] / mesh.size
+    cost = target.chip.float32_cost
+    flops = 2 * matrix_multiply_adds(fn, *args, float32_cost=cost)[1] / mesh.size
+    on_gpu = target.chip.platform == "cuda"
     options = compilation.effort_options(effort)
+    options |= compilation.gpu_options(triton) if on_gpu else {}
     start = time.perf_counter()
     try:
         compiled = program.compile(*args, options=options)
@@ -92,7 +101,8 @@ def compile_for(task: Task, config: Config, target: Slice, effort: float = 0.0) 
         raise TooLarge(used[0] if used else str(e).splitlines()[0]) from e
     seconds = time.perf_counter() - start
     stop_if_asked()
-    return _report(task, config, target, effort, flops, compiled, seconds)
+    found = _report(task, config, target, effort, flops, compiled, seconds)
+    return dataclasses.replace(found, triton=triton and on_gpu)
 
 
 def _report(
@@ -114,6 +124,8 @@ def _report(
     moved = sum(c.size if c.kind == "all-reduce" else c.size / 2 for c in program.collectives)
     collectives = target.all_reduce_seconds(moved)
     seconds = max(compute, traffic, collectives)
+    on_gpu = chip.platform == "cuda"
+    estimated = sum(kernels.estimated for kernels in program.kernels)
     return Compiled(
         task=task,
         topology=target.name,
@@ -132,9 +144,12 @@ def _report(
         compute_seconds=compute,
         memory_seconds=traffic,
         collective_seconds=collectives,
-        estimated_seconds=program.cycles / chip.clock,
+        estimated_seconds=program.cycles / chip.clock + estimated,
         seconds=seconds,
         images_per_second=config.data.batch_size / seconds,
+        kernels=program.kernels if on_gpu else (),
+        triton=False,
+        remark=f"compiled for a {'GPU' if on_gpu else 'TPU'}, not measured",
     )
 
 
@@ -161,7 +176,8 @@ def largest_batch(
     def hbm(units: int) -> int | None:
         data = dataclasses.replace(config.data, batch_size=units * step)
         try:
-            found = compile_for(task, dataclasses.replace(config, data=data), target, first.effort)
+            one = dataclasses.replace(config, data=data)
+            found = compile_for(task, one, target, first.effort, first.triton)
         except TooLarge as e:
             say(f"batch {units * step}: does not fit ({e})")
             return None

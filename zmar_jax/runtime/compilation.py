@@ -60,6 +60,23 @@ def effort_options(effort: float) -> dict[str, Any]:
     return {"optimization_level": _O0 if effort <= -0.5 else _O1} if effort else {}
 
 
+def gpu_options(triton: bool = True) -> dict[str, Any]:
+    """What compiling for a GPU that is not there takes; of these, those that this XLA has.
+
+    Nothing can be timed, so each kernel has the form that XLA takes without trials. XLA's model of
+    each kernel's time is written into the program's text.
+
+    Args:
+      triton: whether XLA may make Triton kernels of products, softmaxes and reductions. Without
+        them the first are cuBLAS's, the others loops.
+    """
+    wanted: dict[str, Any] = {"xla_gpu_autotune_level": 0, "xla_gpu_collect_cost_model_stats": True}
+    if not triton:
+        passes = "triton-softmax-rewriter,fusion-block-level-rewriter"
+        wanted |= {"xla_gpu_enable_triton_gemm": False, "xla_disable_hlo_passes": passes}
+    return {name: value for name, value in wanted.items() if known(name, value)}
+
+
 @functools.cache
 def known(option: str, value: Any) -> bool:
     """Whether this XLA has the compiler option; where it has not, its own default will do."""
