@@ -10,7 +10,7 @@ from test_compile import NANO
 
 from zmar_jax import cli
 from zmar_jax.benchmark import chips, topology
-from zmar_jax.benchmark.hlo import read_program
+from zmar_jax.benchmark.hlo import Collective, read_program
 from zmar_jax.benchmark.kernels import Kernels
 from zmar_jax.benchmark.restore import random_restorer
 from zmar_jax.config import Config, ModelConfig, override
@@ -151,7 +151,7 @@ def test_without_the_plugin_it_says_what_to_install(monkeypatch, capsys):
 
 def test_an_option_that_this_xla_has_not_is_left_out(monkeypatch):
     monkeypatch.setattr(compilation, "known", lambda name, value: "triton" not in name)
-    assert set(compilation.gpu_options(triton=False)) == {
+    assert set(compilation.gpu_options(9, triton=False)) == {
         *("xla_gpu_autotune_level", "xla_gpu_collect_cost_model_stats", "xla_disable_hlo_passes")
     }
 
@@ -160,14 +160,21 @@ def test_an_option_that_this_xla_has_not_is_left_out(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", GPUS)
 def test_each_gpu_can_be_described(name):
-    (device,) = topology.devices(topology.parse_slice(name))
-    assert (device.platform, name.upper() in device.device_kind) == ("gpu", True)
-    mesh = sharding.make_mesh(devices=[device])
-    x = jax.ShapeDtypeStruct(
-        (8, 8), jnp.float32, sharding=jax.NamedSharding(mesh, sharding.REPLICATED)
-    )
-    compiled = sharding.jit(lambda x: x @ x, mesh).compile(x, options=compilation.gpu_options())
-    assert read_program(compiled.as_text()).traffic == 2 * 8 * 8 * 4
+    devices = topology.devices(topology.parse_slice(f"{name}:2"))
+    assert all(device.platform == "gpu" for device in devices)
+    assert all(name.upper() in device.device_kind for device in devices)
+    mesh = sharding.make_mesh(devices=devices)
+    split, whole = (jax.NamedSharding(mesh, s) for s in (sharding.BATCH, sharding.REPLICATED))
+    x = jax.ShapeDtypeStruct((4, 64, 64), jnp.float32, sharding=split)
+    program = sharding.jit(lambda x: jnp.tanh(x.sum(0)), mesh, out_shardings=whole)
+    options = compilation.gpu_options(chips.CHIPS[name].capability)
+    found = read_program(program.compile(x, options=options).as_text())
+    size = 4 * 64 * 64
+    assert found.collectives == (Collective("all-reduce", 1, size),)
+    # two matrices are summed, the sums are added up, and the tangent is taken
+    assert found.traffic == (2 + 1) * size + 2 * size + 2 * size
+    loops = next(kernels for kernels in found.kernels if kernels.kind == "loop")
+    assert (loops.count, loops.unestimated) == (2, 0)
 
 
 def compiled_by_the_command(capsys, *options: str) -> dict:
@@ -227,7 +234,7 @@ def test_every_program_compiles(name, triton, monkeypatch):
     for program, args in programs(name, config, mesh):
         args = jax.tree.map(lambda leaf: placed(leaf, mesh), args)
         with jax.set_mesh(mesh):
-            options = compilation.gpu_options(triton)
+            options = compilation.gpu_options(9, triton)
             compiled = program.lower(*args).compile(compiler_options=options)
         kinds = {kernels.kind for kernels in read_program(compiled.as_text()).kernels}
         assert triton or "Triton" not in kinds

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from zmar_jax.benchmark.chips import Gpu
 from zmar_jax.benchmark.cost import matrix_multiply_adds
-from zmar_jax.benchmark.hlo import Collective, read_program
+from zmar_jax.benchmark.hlo import COLLECTIVES, Collective, read_program
 from zmar_jax.benchmark.kernels import Kernels
 from zmar_jax.benchmark.topology import Slice, devices
 from zmar_jax.config import Config
@@ -86,11 +87,11 @@ def compile_for(
     mesh = sharding.make_mesh(config.train.fsdp, devices(target))
     sharding.check_batch(config.data.batch_size, config.train.accumulate, mesh)
     fn, program, args = (_train if task == "train" else _inverse)(config, mesh)
-    cost = target.chip.float32_cost
-    flops = 2 * matrix_multiply_adds(fn, *args, float32_cost=cost)[1] / mesh.size
-    on_gpu = target.chip.platform == "cuda"
+    chip = target.chip
+    flops = 2 * matrix_multiply_adds(fn, *args, float32_cost=chip.float32_cost)[1] / mesh.size
     options = compilation.effort_options(effort)
-    options |= compilation.gpu_options(triton) if on_gpu else {}
+    if isinstance(chip, Gpu):
+        options |= compilation.gpu_options(chip.capability, triton)
     start = time.perf_counter()
     try:
         compiled = program.compile(*args, options=options)
@@ -102,7 +103,7 @@ def compile_for(
     seconds = time.perf_counter() - start
     stop_if_asked()
     found = _report(task, config, target, effort, flops, compiled, seconds)
-    return dataclasses.replace(found, triton=triton and on_gpu)
+    return dataclasses.replace(found, triton=triton and isinstance(chip, Gpu))
 
 
 def _report(
@@ -124,8 +125,8 @@ def _report(
     moved = sum(c.size if c.kind == "all-reduce" else c.size / 2 for c in program.collectives)
     collectives = target.all_reduce_seconds(moved)
     seconds = max(compute, traffic, collectives)
-    on_gpu = chip.platform == "cuda"
-    estimated = sum(kernels.estimated for kernels in program.kernels)
+    on_gpu = isinstance(chip, Gpu)
+    estimated = sum(k.estimated for k in program.kernels if k.kind not in COLLECTIVES)
     return Compiled(
         task=task,
         topology=target.name,

@@ -60,17 +60,21 @@ def effort_options(effort: float) -> dict[str, Any]:
     return {"optimization_level": _O0 if effort <= -0.5 else _O1} if effort else {}
 
 
-def gpu_options(triton: bool = True) -> dict[str, Any]:
+def gpu_options(capability: int, triton: bool = True) -> dict[str, Any]:
     """What compiling for a GPU that is not there takes; of these, those that this XLA has.
 
     Nothing can be timed, so each kernel has the form that XLA takes without trials. XLA's model of
     each kernel's time is written into the program's text.
 
     Args:
+      capability: the GPU's major compute capability. For those before 9, XLA lacks the table of one
+        of its two models, which is then left out.
       triton: whether XLA may make Triton kernels of products, softmaxes and reductions. Without
         them the first are cuBLAS's, the others loops.
     """
     wanted: dict[str, Any] = {"xla_gpu_autotune_level": 0, "xla_gpu_collect_cost_model_stats": True}
+    if capability < 9:
+        wanted["xla_gpu_enable_analytical_sol_latency_estimator"] = False
     if not triton:
         passes = "triton-softmax-rewriter,fusion-block-level-rewriter"
         wanted |= {"xla_gpu_enable_triton_gemm": False, "xla_disable_hlo_passes": passes}
