@@ -16,10 +16,6 @@ ROOT = SCRIPTS.parent
 Result = dict[str, Any]
 NUMERIC_TESTS = ("golden", "ops", "conv", "bijections", "fast_forms", "models", "rows")
 """Fast tests of numbers on one device; the others are of files, or want simulated devices."""
-NO_TRITON = (
-    "--xla_gpu_enable_triton_gemm=false "
-    "--xla_disable_hlo_passes=triton-softmax-rewriter,fusion-block-level-rewriter"
-)
 LIMITS = {"train": 180.0, "restore": 100.0, "tests": 90.0}
 """Seconds that a row may take."""
 PARENT = {"JAX_PLATFORMS": "cpu"}
@@ -138,9 +134,16 @@ def _steps(sizes: Sizes) -> list[Form]:
         for choice in choices
     ]
     if sizes.device != "cpu":
-        found.append(("XLA without Triton", (), {"XLA_FLAGS": NO_TRITON}))
+        found.append(("XLA without Triton", (), {"XLA_FLAGS": no_triton()}))
     remats = ("none", "reversible")
     return found + [(f"train.remat={r}", (f"train.remat={r}",), {}) for r in remats]
+
+
+def no_triton() -> str:
+    """XLA's flags, as the environment has them."""
+    from zmar_jax.runtime.compilation import NO_TRITON
+
+    return " ".join(f"--{name}={str(value).lower()}" for name, value in NO_TRITON.items())
 
 
 def kernel_choices() -> dict[str, tuple[str, ...]]:
@@ -178,7 +181,10 @@ def _profile(sizes: Sizes, policy: str) -> Row:
 def _tests(sizes: Sizes) -> Row:
     files = [str(ROOT / "tests" / f"test_{name}.py") for name in NUMERIC_TESTS]
     command = (sys.executable, "-m", "pytest", "-q", "-n", "0", *files)
-    return Row("fast tests of numbers", command, LIMITS["tests"], _read_tests)
+    # simulated CPU devices beside the GPU, which is the default
+    platforms = sizes.device if sizes.device == "cpu" else f"{sizes.device},cpu"
+    environment = {"JAX_PLATFORMS": platforms}
+    return Row("fast tests of numbers", command, LIMITS["tests"], _read_tests, environment)
 
 
 def _read_tests(printed: str, file: Path) -> list[Result]:

@@ -10,10 +10,11 @@ from test_compile import NANO
 
 from zmar_jax import cli
 from zmar_jax.benchmark import chips, topology
+from zmar_jax.benchmark import compile as benchmark
 from zmar_jax.benchmark.hlo import Collective, read_program
 from zmar_jax.benchmark.kernels import Kernels
 from zmar_jax.benchmark.restore import random_restorer
-from zmar_jax.config import Config, ModelConfig, override
+from zmar_jax.config import Config, ConfigError, ModelConfig, override
 from zmar_jax.models import ZmarSNFlow, param_shapes
 from zmar_jax.restore.programs import make_programs
 from zmar_jax.runtime import compilation, sharding
@@ -154,6 +155,21 @@ def test_an_option_that_this_xla_has_not_is_left_out(monkeypatch):
     assert set(compilation.gpu_options(9, triton=False)) == {
         *("xla_gpu_autotune_level", "xla_gpu_collect_cost_model_stats", "xla_disable_hlo_passes")
     }
+
+
+def test_a_product_that_triton_does_not_take_is_named(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise jax.errors.JaxRuntimeError("INTERNAL: Couldn't find output tile sizes that satisfy x")
+
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    program = sharding.Program(None, mesh)
+    monkeypatch.setattr(benchmark, "devices", lambda target: list(mesh.devices.flat))
+    monkeypatch.setattr(benchmark, "_inverse", lambda config, mesh: (None, program, ()))
+    monkeypatch.setattr(benchmark, "matrix_multiply_adds", lambda *args, **kwargs: (0, 0))
+    monkeypatch.setattr(sharding.Program, "compile", refuse)
+    config = override(Config(), ["data.batch_size=2"])
+    with pytest.raises(ConfigError, match=r"sizes that satisfy x.*say --no-triton"):
+        benchmark.compile_for("inverse", config, topology.parse_slice("h100"))
 
 
 @needs_cuda

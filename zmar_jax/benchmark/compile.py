@@ -16,7 +16,7 @@ from zmar_jax.benchmark.cost import matrix_multiply_adds
 from zmar_jax.benchmark.hlo import COLLECTIVES, Collective, read_program
 from zmar_jax.benchmark.kernels import Kernels
 from zmar_jax.benchmark.topology import Slice, devices
-from zmar_jax.config import Config
+from zmar_jax.config import Config, ConfigError
 from zmar_jax.models import ZmarSNFlow
 from zmar_jax.runtime import compilation, sharding
 from zmar_jax.runtime.stop import stop_if_asked
@@ -81,7 +81,8 @@ def compile_for(
       triton: as `compilation.gpu_options` takes it; without effect on TPUs.
 
     Raises:
-      ConfigError: the compiler is missing, or the devices do not divide the batch.
+      ConfigError: the compiler is missing, or the devices do not divide the batch; or a program for
+        a GPU that XLA compiles without Triton alone.
       TooLarge: says how much memory is needed, and how much there is.
     """
     mesh = sharding.make_mesh(config.train.fsdp, devices(target))
@@ -96,10 +97,16 @@ def compile_for(
     try:
         compiled = program.compile(*args, options=options)
     except jax.errors.JaxRuntimeError as e:
-        if "RESOURCE_EXHAUSTED" not in str(e):
-            raise
-        used = re.search(r"Used \S+ of \S+ hbm", str(e))
-        raise TooLarge(used[0] if used else str(e).splitlines()[0]) from e
+        if "RESOURCE_EXHAUSTED" in str(e):
+            used = re.search(r"Used \S+ of \S+ hbm", str(e))
+            raise TooLarge(used[0] if used else str(e).splitlines()[0]) from e
+        if "output tile sizes" in str(e):
+            reason = str(e).splitlines()[0][:160]
+            raise ConfigError(
+                "XLA, which tries no other forms without a GPU, finds no Triton kernel for a product "
+                f"of this program ({reason}...); say --no-triton to compile it for cuBLAS"
+            ) from e
+        raise
     seconds = time.perf_counter() - start
     stop_if_asked()
     found = _report(task, config, target, effort, flops, compiled, seconds)

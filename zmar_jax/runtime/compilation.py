@@ -22,6 +22,11 @@ CPU_OPTIONS = {
     "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_experimental_ynn_fusion_type": "",
 }
+NO_TRITON = {
+    "xla_gpu_enable_triton_gemm": False,
+    "xla_disable_hlo_passes": "triton-softmax-rewriter,fusion-block-level-rewriter",
+}
+"""Keeps XLA from writing Triton kernels for a GPU."""
 STRIPE_BYTES = 24 << 20
 """Bytes of a stripe of one image in the encoder's wide layers on a CPU, so that it stays near the
 caches. A stripe of the flow has eight times as many."""
@@ -76,8 +81,7 @@ def gpu_options(capability: int, triton: bool = True) -> dict[str, Any]:
     if capability < 9:
         wanted["xla_gpu_enable_analytical_sol_latency_estimator"] = False
     if not triton:
-        passes = "triton-softmax-rewriter,fusion-block-level-rewriter"
-        wanted |= {"xla_gpu_enable_triton_gemm": False, "xla_disable_hlo_passes": passes}
+        wanted |= NO_TRITON
     return {name: value for name, value in wanted.items() if known(name, value)}
 
 
