@@ -103,8 +103,8 @@ def compile_for(
         if "output tile sizes" in str(e):
             reason = str(e).splitlines()[0][:160]
             raise ConfigError(
-                "XLA, which tries no other forms without a GPU, finds no Triton kernel for a product "
-                f"of this program ({reason}...); say --no-triton to compile it for cuBLAS"
+                "without a GPU XLA tries one form alone, which Triton does not take of all "
+                f"products ({reason}...); say --no-triton to compile this program for cuBLAS"
             ) from e
         raise
     seconds = time.perf_counter() - start
