@@ -74,7 +74,7 @@ def kernel_seconds(folder: Path) -> dict[str, tuple[int, float]]:
     (file,) = folder.rglob("*.xplane.pb")
     planes = list(ProfileData.from_file(str(file)).planes)
     gpus = [line for p in planes if p.name.startswith("/device:GPU") for line in p.lines]
-    lines = [line for line in gpus if line.name.startswith("Stream")]
+    lines = [line for line in gpus if not line.name.startswith(("XLA", "Steps", "Framework"))]
     if not gpus:
         threads = [line for p in planes if p.name.startswith("/host:CPU") for line in p.lines]
         lines = [line for line in threads if "XLA" in line.name]

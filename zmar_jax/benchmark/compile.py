@@ -103,8 +103,8 @@ def compile_for(
         if "output tile sizes" in str(e):
             reason = str(e).splitlines()[0][:160]
             raise ConfigError(
-                "without a GPU XLA tries one form alone, which Triton does not take of all "
-                f"products ({reason}...); say --no-triton to compile this program for cuBLAS"
+                "XLA, which tries one form alone without a GPU, has none for Triton "
+                f"({reason}...); say --no-triton to compile this program for cuBLAS"
             ) from e
         raise
     seconds = time.perf_counter() - start
