@@ -97,8 +97,9 @@ def _read(row: Row, device: str, limit: float) -> list[Result]:
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         file = Path(folder) / "result.json"
         command = [part.format(json=file) if part == "{json}" else part for part in row.command]
-        defaults = {"JAX_PLATFORMS": device, "TMPDIR": folder, "COLUMNS": "300"}
-        environment = os.environ | defaults | row.environment
+        # one GPU, as in all rows
+        environment = {"CUDA_VISIBLE_DEVICES": "0"} | os.environ
+        environment |= {"JAX_PLATFORMS": device, "TMPDIR": folder} | row.environment
         code, printed, errors = _finish(command, environment, limit)
         try:
             found = row.read(printed, file)
