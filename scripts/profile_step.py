@@ -10,15 +10,17 @@ took the most.
 
 import collections
 import json
+import re
 import tempfile
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import tyro
-from jax.profiler import ProfileData
+from jax.profiler import ProfileData, ProfileOptions
 from tyro.conf import Positional
 
 from zmar_jax.benchmark.chips import CHIPS, Chip
@@ -47,7 +49,7 @@ def profile(config: Config, top: int) -> dict[str, Any]:
     step = compile_steps(state, mesh)[1].compile(state, batch, key)
     state = jax.block_until_ready(step(state, batch, key))[0]
     with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
+        with trace(Path(folder)):
             start = time.perf_counter()
             jax.block_until_ready(step(state, batch, key))
             found["seconds"] = time.perf_counter() - start
@@ -69,6 +71,13 @@ def chip_of(device_kind: str) -> Chip | None:
     return next((chip for name, chip in CHIPS.items() if name in words), None)
 
 
+def trace(folder: Path) -> AbstractContextManager[None]:
+    """Traces what devices do, and of Python nothing, which would slow the step down."""
+    options = ProfileOptions()
+    options.python_tracer_level = 0
+    return jax.profiler.trace(str(folder), profiler_options=options)
+
+
 def kernel_seconds(folder: Path) -> dict[str, tuple[int, float]]:
     """Name: how many, and their seconds in all, of what a GPU ran, or a CPU's threads for XLA."""
     (file,) = folder.rglob("*.xplane.pb")
@@ -79,8 +88,9 @@ def kernel_seconds(folder: Path) -> dict[str, tuple[int, float]]:
         threads = [line for p in planes if p.name.startswith("/host:CPU") for line in p.lines]
         lines = [line for line in threads if "XLA" in line.name]
     found: dict[str, tuple[int, float]] = collections.defaultdict(lambda: (0, 0.0))
-    for line in lines:
-        for event in line.events:
+    for event in (event for line in lines for event in line.events):
+        # a CPU's threads also tell of the pool that they are in
+        if gpus or re.fullmatch(r"[a-z_][\w.\-]*", event.name):
             count, seconds = found[event.name]
             found[event.name] = (count + 1, seconds + 1e-9 * event.duration_ns)
     return dict(found)

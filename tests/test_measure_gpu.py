@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 from test_compile import NANO
 
@@ -151,6 +153,19 @@ def test_a_card_is_known_by_its_driver_s_name(scripts):
         assert chip
         assert chip.name == name
     assert chip_of("cpu") is None
+
+
+def test_a_trace_names_what_ran(scripts, tmp_path):
+    script = importlib.import_module("profile_step")
+    product = jax.jit(lambda x: jnp.tanh(x @ x))
+    x = jax.block_until_ready(product(jnp.ones((200, 200))))
+    with script.trace(tmp_path):
+        jax.block_until_ready(product(x))
+    found = script.kernel_seconds(tmp_path)
+    # the tangent, and the product under a name that depends on the version of XLA
+    assert len(found) == 2
+    assert any("tanh" in name for name in found)
+    assert all(count == 1 and 0 < seconds < 1 for count, seconds in found.values())
 
 
 def one_device(tmp_path: Path) -> dict[str, str]:
