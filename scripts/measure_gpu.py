@@ -177,7 +177,7 @@ def say(what: str) -> None:
 
 def main() -> int:
     try:
-        return tyro.cli(measure, description=__doc__, prog="measure_gpu.sh")
+        return tyro.cli(measure, description=__doc__)
     except (ValueError, OSError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 1
