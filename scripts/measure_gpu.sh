@@ -12,4 +12,16 @@
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
-exec "${PYTHON:-python3}" "$here/scripts/measure_gpu.py" "$@"
+python=${PYTHON:-python3}
+missing=$("$python" - <<'END'
+from importlib.util import find_spec
+
+wanted = ("jax", "flax", "optax", "orbax", "tyro", "rich", "safetensors", "grain", "pytest", "torch")
+print(*(name for name in wanted if find_spec(name) is None))
+END
+)
+if [[ -n $missing && $missing != torch ]]; then
+  echo "error: $python lacks: $missing; name another one in \$PYTHON, or pip install '.[cuda,test]'" >&2
+  exit 1
+fi
+exec "$python" "$here/scripts/measure_gpu.py" "$@"

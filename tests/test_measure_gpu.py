@@ -168,6 +168,17 @@ def test_a_trace_names_what_ran(scripts, tmp_path):
     assert all(count == 1 and 0 < seconds < 1 for count, seconds in found.values())
 
 
+def test_a_python_without_the_packages_is_named(tmp_path):
+    bare = tmp_path / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys._base_executable} -S "$@"\n')
+    bare.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(bare)}
+    command = [ROOT / "scripts" / "measure_gpu.sh"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {bare} lacks: jax flax ")
+
+
 def one_device(tmp_path: Path) -> dict[str, str]:
     """Where the tests themselves have four simulated ones."""
     return os.environ | {"XLA_FLAGS": "", "ZMAR_JAX_CACHE": str(tmp_path / "cache")}
