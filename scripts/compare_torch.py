@@ -52,6 +52,7 @@ def compare(
     repeats: int = 3,
     threads: int = 0,
     remat: Literal["none", "blocks", "reversible"] = "blocks",
+    frameworks: tuple[Literal["torch", "torch.compile", "jax"], ...] = ("torch", "jax"),
     compile: bool = False,
     check: bool = False,
     json_file: Annotated[Path | None, arg(name="json")] = None,
@@ -73,6 +74,7 @@ def compare(
         threads wait for each other at every operation, and a core taken away holds up all.
       remat: What zmar_jax's train step computes again to save memory. PyTorch keeps everything,
         as zmar_jax does with none, which takes about ten times the memory of blocks.
+      frameworks: What to time; torch is eager PyTorch, with which the others are compared.
       compile: Also time torch.compile, in its default mode.
       check: Hold the PyTorch module to the golden files instead; exit code 1 if it fails.
       json_file: Also write everything as JSON, anew after each task and policy.
@@ -93,7 +95,8 @@ def compare(
     }
     tasks = ("restore", "train") if task == "both" else (task,)
     policies = ("float32", "bfloat16") if policy == "both" else (policy,)
-    frameworks = ("torch", "torch.compile", "jax") if compile else ("torch", "jax")
+    wanted = {*frameworks, *(["torch.compile"] if compile else [])}
+    chosen = [name for name in ("torch", "torch.compile", "jax") if name in wanted]
     rows: list[Row] = []
     problems = Problems()
     for name in tasks:
@@ -103,7 +106,7 @@ def compare(
             for p in policies:
                 settings = [
                     Setting(f, name, p, device, threads, remat, config, Path(folder))
-                    for f in frameworks
+                    for f in chosen
                 ]
                 rows += measure(settings, shapes[name], repeats, problems)
                 about["device"] = ", ".join(dict.fromkeys(row.device for row in rows)) or device

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from jax.test_util import check_grads
 
 from zmar_jax import ops
-from zmar_jax.kernels import composed, conv1_dw3, conv3, depthwise, dw3, pad1, tpu, winograd
+from zmar_jax.kernels import composed, conv1_dw3, conv3, dense, depthwise, dw3, pad1, tpu, winograd
+from zmar_jax.kernels.taps import correlate
 from zmar_jax.runtime import compilation
 
 few = settings(max_examples=6, deadline=None)
@@ -167,6 +168,18 @@ def test_rounding(form: Any, rounding: float, inputs: int, outputs: int) -> None
     assert np.abs(found - exact).max() < max(rounding * exact.std(), plain)
     found = jax.jit(form.conv3_weight_gradient)(pad1(jnp.asarray(x)), dy)
     assert np.abs(found - weights).max() < rounding * weights.std()
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_one_convolution_is_the_weight_gradient(dtype: Any) -> None:
+    """What a GPU computes, against what platforms without a form of their own do."""
+    rng = np.random.default_rng(0)
+    x, dy = (jnp.asarray(rng.standard_normal((2, 7, 9, c)), dtype) for c in (5, 3))
+    found = correlate(pad1(x), dy, precision=ops.HIGHEST)
+    plain = dense._plain_weight_gradient(pad1(x), dy)
+    assert (found.shape, found.dtype) == ((3, 3, 5, 3), dtype)
+    tolerance = 1e-5 if dtype == jnp.float32 else 0.25
+    np.testing.assert_allclose(*(np.asarray(a, np.float32) for a in (found, plain)), 0, tolerance)
 
 
 def test_winograd_is_for_products_to_save() -> None:

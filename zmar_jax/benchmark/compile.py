@@ -1,4 +1,4 @@
-"""Programs compiled for a TPU slice that is not there: what they need, and how fast at best."""
+"""Programs compiled for TPUs and GPUs that are not there: what they need, how fast at best."""
 
 import dataclasses
 import functools
@@ -11,10 +11,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
+from zmar_jax.benchmark.chips import Gpu
 from zmar_jax.benchmark.cost import matrix_multiply_adds
-from zmar_jax.benchmark.hlo import Collective, read_program
+from zmar_jax.benchmark.hlo import COLLECTIVES, Collective, read_program
+from zmar_jax.benchmark.kernels import Kernels
 from zmar_jax.benchmark.topology import Slice, devices
-from zmar_jax.config import Config
+from zmar_jax.config import Config, ConfigError
 from zmar_jax.models import ZmarSNFlow
 from zmar_jax.runtime import compilation, sharding
 from zmar_jax.runtime.stop import stop_if_asked
@@ -24,20 +26,20 @@ from zmar_jax.train.state import abstract_state
 Task = Literal["train", "inverse"]
 Say = Callable[[str], None]
 
-REMARK = "compiled for a TPU, not measured"
-
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
     """One program for one slice. All but `seconds` and `images_per_second` is for one device.
 
     A device is a chip, but one of two cores on v4. `hbm`, what arguments, results and XLA's
-    temporaries take, and `hbm_free` are bytes. `flops` are those of bfloat16 products, six for one
-    of float32. `hbm_traffic` is bytes a run (`hlo.ProgramCost.traffic`). `compute_seconds`,
-    `memory_seconds` and `collective_seconds` are what these take at the chip's peaks; `seconds`
-    is the longest of the three: a bound for this code, as no other code was compiled.
-    `estimated_seconds` are the cycles of XLA's cost model, without collectives. `hlo` is the
-    optimised program's text.
+    temporaries take, and `hbm_free` are bytes. `flops` are those of bfloat16 products; one of
+    float32 counts as `Chip.float32_cost`. `hbm_traffic` is bytes a run
+    (`hlo.ProgramCost.traffic`). `compute_seconds`, `memory_seconds` and `collective_seconds` are
+    what these take at the chip's peaks; `seconds` is the longest of the three: a bound for this
+    code, as no other code was compiled.
+    `estimated_seconds` are those of XLA's cost model, without collectives and without what is
+    `unestimated` in `kernels`, which is of GPUs alone, as is `triton`.
+    `hlo` is the optimised program's text.
     """
 
     task: Task
@@ -60,7 +62,9 @@ class Compiled:
     estimated_seconds: float
     seconds: float
     images_per_second: float
-    remark: str = REMARK
+    kernels: tuple[Kernels, ...]
+    triton: bool
+    remark: str
     hlo: str = dataclasses.field(default="", repr=False)
 
 
@@ -68,33 +72,47 @@ class TooLarge(Exception):
     """A program that does not fit the chips' memory."""
 
 
-def compile_for(task: Task, config: Config, target: Slice, effort: float = 0.0) -> Compiled:
+def compile_for(
+    task: Task, config: Config, target: Slice, effort: float = 0.0, triton: bool = True
+) -> Compiled:
     """Compiles `train_step`, or `inverse` on the same batch, for a slice; runs nothing.
 
     Args:
       config: batch, crop, model and recipe.
       effort: -1.0 to 0.0, XLA's at making the program fast; less compiles faster.
+      triton: as `compilation.gpu_options` takes it; without effect on TPUs.
 
     Raises:
-      ConfigError: libtpu is missing, or the devices do not divide the batch.
+      ConfigError: the compiler is missing, or the devices do not divide the batch; or a program for
+        a GPU that XLA compiles without Triton alone.
       TooLarge: says how much memory is needed, and how much there is.
     """
     mesh = sharding.make_mesh(config.train.fsdp, devices(target))
     sharding.check_batch(config.data.batch_size, config.train.accumulate, mesh)
     fn, program, args = (_train if task == "train" else _inverse)(config, mesh)
-    flops = 2 * matrix_multiply_adds(fn, *args)[1] / mesh.size
+    chip = target.chip
+    flops = 2 * matrix_multiply_adds(fn, *args, float32_cost=chip.float32_cost)[1] / mesh.size
     options = compilation.effort_options(effort)
+    if isinstance(chip, Gpu):
+        options |= compilation.gpu_options(chip.capability, triton)
     start = time.perf_counter()
     try:
         compiled = program.compile(*args, options=options)
     except jax.errors.JaxRuntimeError as e:
-        if "RESOURCE_EXHAUSTED" not in str(e):
-            raise
-        used = re.search(r"Used \S+ of \S+ hbm", str(e))
-        raise TooLarge(used[0] if used else str(e).splitlines()[0]) from e
+        if "RESOURCE_EXHAUSTED" in str(e):
+            used = re.search(r"Used \S+ of \S+ hbm", str(e))
+            raise TooLarge(used[0] if used else str(e).splitlines()[0]) from e
+        if "output tile sizes" in str(e):
+            reason = str(e).splitlines()[0][:160]
+            raise ConfigError(
+                "XLA, which tries one form alone without a GPU, has none for Triton "
+                f"({reason}...); say --no-triton to compile this program for cuBLAS"
+            ) from e
+        raise
     seconds = time.perf_counter() - start
     stop_if_asked()
-    return _report(task, config, target, effort, flops, compiled, seconds)
+    found = _report(task, config, target, effort, flops, compiled, seconds)
+    return dataclasses.replace(found, triton=triton and isinstance(chip, Gpu))
 
 
 def _report(
@@ -117,6 +135,8 @@ def _report(
     moved = sum(c.size if c.kind == "all-reduce" else c.size / 2 for c in program.collectives)
     collectives = target.all_reduce_seconds(moved)
     seconds = max(compute, traffic, collectives)
+    on_gpu = isinstance(chip, Gpu)
+    estimated = sum(k.estimated for k in program.kernels if k.kind not in COLLECTIVES)
     return Compiled(
         task=task,
         topology=target.name,
@@ -135,9 +155,12 @@ def _report(
         compute_seconds=compute,
         memory_seconds=traffic,
         collective_seconds=collectives,
-        estimated_seconds=program.cycles / chip.clock,
+        estimated_seconds=program.cycles / chip.clock + estimated,
         seconds=seconds,
         images_per_second=config.data.batch_size / seconds,
+        kernels=program.kernels if on_gpu else (),
+        triton=False,
+        remark=f"compiled for a {'GPU' if on_gpu else 'TPU'}, not measured",
         hlo=hlo,
     )
 
@@ -165,7 +188,8 @@ def largest_batch(
     def hbm(units: int) -> int | None:
         data = dataclasses.replace(config.data, batch_size=units * step)
         try:
-            found = compile_for(task, dataclasses.replace(config, data=data), target, first.effort)
+            one = dataclasses.replace(config, data=data)
+            found = compile_for(task, one, target, first.effort, first.triton)
         except TooLarge as e:
             say(f"batch {units * step}: does not fit ({e})")
             return None

@@ -1,5 +1,6 @@
 """What a program costs: arithmetic, counted from its trace (nothing is run), and memory."""
 
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,14 +22,18 @@ def multiply_adds(fn: Callable[..., Any], *args: Any) -> int:
     return _count(jax.make_jaxpr(fn)(*args).jaxpr, _multiply_adds)
 
 
-def matrix_multiply_adds(fn: Callable[..., Any], *args: Any) -> tuple[int, int]:
-    """Multiply-adds of fn(*args) in matrix products and convolutions, and as a TPU makes them.
+def matrix_multiply_adds(
+    fn: Callable[..., Any], *args: Any, float32_cost: float = 6
+) -> tuple[int, float]:
+    """Multiply-adds of fn(*args) in matrix products and convolutions, and as a chip makes them.
 
-    A TPU multiplies bfloat16: the second number counts a product at HIGHEST precision, which all
-    float32 products of the model are, six times.
+    The second number counts a product at HIGHEST precision, which all float32 products of the model
+    are, `float32_cost` times: as many bfloat16 products, which a TPU makes of it, or as many as a
+    GPU makes in the same time.
     """
     jaxpr = jax.make_jaxpr(fn)(*args).jaxpr
-    return _count(jaxpr, _products), _count(jaxpr, _bfloat16_products)
+    weighted = functools.partial(_weighted_products, float32_cost)
+    return _count(jaxpr, _products), _count(jaxpr, weighted)
 
 
 def restore_multiply_adds(config: ModelConfig, height: int, width: int) -> tuple[int, int]:
@@ -51,11 +56,11 @@ def restore_multiply_adds(config: ModelConfig, height: int, width: int) -> tuple
     return multiply_adds(encode, params, lr, mask), multiply_adds(decode, params, z, features)
 
 
-def _count(jaxpr: core.Jaxpr, rule: Callable[[core.JaxprEqn], int]) -> int:
+def _count(jaxpr: core.Jaxpr, rule: Callable[[core.JaxprEqn], Any]) -> Any:
     return sum(_count_equation(eqn, rule) for eqn in jaxpr.eqns)
 
 
-def _count_equation(eqn: core.JaxprEqn, rule: Callable[[core.JaxprEqn], int]) -> int:
+def _count_equation(eqn: core.JaxprEqn, rule: Callable[[core.JaxprEqn], Any]) -> Any:
     inner = [_count(jaxpr, rule) for jaxpr in _inner(eqn)]
     match eqn.primitive.name:
         case "scan":
@@ -84,9 +89,9 @@ def _products(eqn: core.JaxprEqn) -> int:
     return 0
 
 
-def _bfloat16_products(eqn: core.JaxprEqn) -> int:
+def _weighted_products(float32_cost: float, eqn: core.JaxprEqn) -> float:
     precise = eqn.invars and getattr(eqn.invars[0].aval, "dtype", None) == jnp.float32
-    return _products(eqn) * (6 if precise else 1)
+    return _products(eqn) * (float32_cost if precise else 1)
 
 
 def _size(eqn: core.JaxprEqn) -> int:

@@ -1,4 +1,4 @@
-"""What a compiled TPU program does, read off its HLO text: loops counted as often as they run.
+"""What a compiled program does, read off its HLO text: loops counted as often as they run.
 
 `Compiled.cost_analysis()` counts the body of a loop once; here each instruction counts as often as
 the loops around it turn. Nothing is run.
@@ -9,6 +9,8 @@ import functools
 import math
 import re
 from collections.abc import Iterator
+
+from zmar_jax.benchmark.kernels import Kernels, estimate, kind_of, without_scratch
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -27,23 +29,27 @@ class ProgramCost:
     """A step of a program on one device.
 
     `traffic` is bytes read from and written to HBM: what each instruction reads and writes there,
-    padded to the tiles that TPUs store; of an array that an instruction slices, the slice.
-    `cycles` is the sum of the cycles that XLA's cost model gives each instruction.
+    padded to the tiles that TPUs store; of an array that an instruction slices, the slice. Where
+    a GPU's L2 cache holds what a kernel reads, it is counted all the same.
+    `cycles` is the sum of the cycles that XLA's cost model gives each instruction of a TPU program;
+    `kernels`, the most traffic first, have the seconds that it gives those of a GPU program.
     """
 
     collectives: tuple[Collective, ...]
     traffic: int
     cycles: int
+    kernels: tuple[Kernels, ...] = ()
 
 
 def read_program(text: str) -> ProgramCost:
-    """Reads `Compiled.as_text()` of a TPU program.
+    """Reads `Compiled.as_text()` of a program for a TPU or a GPU.
 
     Raises:
       ValueError: no HLO, or a loop whose number of turns the text does not tell.
     """
     computations, entry = _parse(text)
     found: dict[str, list[int]] = {}
+    kernels: dict[str, Kernels] = {}
     traffic = cycles = 0
     for computation, turns, fused in _reached(computations, entry):
         for ins in computation.values():
@@ -53,10 +59,35 @@ def read_program(text: str) -> ProgramCost:
                 total[0] += turns
                 total[1] += turns * _collective_bytes(ins, computation)
             if not fused:
-                traffic += turns * _traffic(ins, computation, computations)
+                moved = turns * _traffic(ins, computation, computations)
+                _add_kernel(kernels, ins, computations, turns, moved)
+                traffic += moved
                 cycles += turns * ins.cycles
     collectives = (Collective(kind, *found[kind]) for kind in COLLECTIVES if kind in found)
-    return ProgramCost(tuple(collectives), traffic, cycles)
+    most = sorted(kernels.values(), key=lambda kernel: -kernel.traffic)
+    return ProgramCost(tuple(collectives), traffic, cycles, tuple(most))
+
+
+def _add_kernel(
+    kernels: dict[str, Kernels],
+    ins: "_Instruction",
+    computations: "dict[str, _Computation]",
+    turns: int,
+    traffic: int,
+) -> None:
+    if not ins.runs:
+        return
+    inside = computations[ins.called("calls")].values() if ins.op == "fusion" else ()
+    kind = kind_of(ins.op, ins.attributes, (part.attributes for part in inside))
+    seconds = estimate(ins.attributes)
+    old = kernels.get(kind, Kernels(kind, 0, 0, 0.0, 0))
+    kernels[kind] = Kernels(
+        kind,
+        old.count + turns,
+        old.traffic + traffic,
+        old.estimated + turns * (seconds or 0.0),
+        old.unestimated + (turns if seconds is None else 0),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +118,7 @@ def runs(text: str) -> Iterator[Run]:
     around = {id(computations[body]): name for body, name in loops.items()}
     for computation, turns, fused in _reached(computations, entry):
         for ins in () if fused else computation.values():
-            if ins.op in _FREE or ins.op.endswith(("-done", "-update")):
+            if not ins.runs:
                 continue
             yield Run(
                 instruction=ins,
@@ -145,6 +176,11 @@ class _Instruction:
         """
         match = re.search(r'op_name="([^";]*)', self.attributes)
         return match[1] if match else ""
+
+    @property
+    def runs(self) -> bool:
+        """Whether it does anything, rather than name, wait for, or call what does."""
+        return self.op not in _FREE and not self.op.endswith(("-done", "-update"))
 
     def called(self, attribute: str) -> str:
         match = re.search(rf"\b{attribute}=%?([\w.\-]+)", self.attributes)
@@ -223,7 +259,9 @@ def _reached(
 
 
 def _turns(condition: _Computation, loop: _Instruction) -> int:
-    """How often a loop turns whose counter goes from 0 in ones, as those of scans do."""
+    """How often a loop turns: as XLA says, or else as one whose counter goes from 0 in ones."""
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
+        return int(known[1])
     counts = [
         int(ins.operands[0])
         for ins in condition.values()
@@ -276,7 +314,7 @@ _FREE |= {"call", "after-all", "partition-id", "replica-id", "opt-barrier", "asy
 def _traffic(
     ins: _Instruction, computation: _Computation, computations: dict[str, _Computation]
 ) -> int:
-    if ins.op in _FREE or ins.op.endswith(("-done", "-update")):
+    if not ins.runs:
         return 0
     reads = [sum(_sizes(computation[name].type, hbm_only=True)) for name in ins.operands]
     written = _sizes(ins.type, hbm_only=True)
@@ -289,6 +327,8 @@ def _traffic(
         place = len(ins.operands)
         reads = [min(reads[0], _sizes(ins.type)[place])]
         written = written[place : place + 1]
+    elif ins.op == "custom-call":
+        written = _sizes(without_scratch(ins.type, ins.attributes), hbm_only=True)
     elif ins.op.endswith("-start"):
         written = written[:1]
     elif ins.op in ("dynamic-slice", "slice", "gather"):

@@ -1,67 +1,25 @@
-"""TPU slices that are not there: what their chips can do, and their devices to compile for."""
+"""TPU slices and GPUs that are not there, and their devices to compile for."""
 
 import dataclasses
 import difflib
+import importlib.metadata
 import importlib.util
 import math
 import os
 import re
 from typing import Any
 
+from zmar_jax.benchmark.chips import CHIPS, Chip, Gpu
 from zmar_jax.config import ConfigError
 
-GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One chip's peaks, as Google publishes them (`SOURCES`).
-
-    `flops` is of bfloat16 products, a second. `hbm` is in bytes, `hbm_bandwidth` in bytes a second.
-    `ici` is what one link to another chip carries in one direction, bytes a second.
-    `matrix_units` of `matrix_width`**2 cells make `flops`, from which the clock follows. A
-    dimension of at least `wraps` chips is a ring. JAX sees `cores` devices.
-    """
-
-    name: str
-    flops: float
-    hbm: int
-    hbm_bandwidth: float
-    ici: float
-    matrix_units: int
-    matrix_width: int
-    wraps: int
-    cores: int = 1
-
-    @property
-    def clock(self) -> float:
-        """Cycles a second: each cell of a matrix unit does one multiply-add a cycle."""
-        return self.flops / (2 * self.matrix_units * self.matrix_width**2)
-
-
-SOURCES = (
-    "Google Cloud TPU documentation, cloud.google.com/tpu/docs/v4, /v5e, /v5p and /v6e: peak "
-    "compute (bf16), HBM, matrix units, and bidirectional interconnect per chip (v5e 400, v5p "
-    "1200, v6e 800 GB/s), here per direction and link, of which a chip has 4, 6 and 4. The page "
-    "of v4 gives none: its all-reduce bandwidth per pod, 1.1 PB/s, over 4096 chips and 6 links. "
-    "The page of v6e counts 2 matrix units, which would need a clock of 3.5 GHz: 4 are assumed."
-)
-CHIPS = {
-    chip.name: chip
-    for chip in (
-        Chip("v4", 275e12, 32 * GIB, 1.2e12, 1.1e15 / 4096 / 6, 8, 128, 4, 2),
-        Chip("v5e", 197e12, 16 * GIB, 0.819e12, 50e9, 4, 128, 16),
-        Chip("v5p", 459e12, 95 * GIB, 2.765e12, 100e9, 8, 128, 4),
-        Chip("v6e", 918e12, 32 * GIB, 1.638e12, 100e9, 4, 256, 16),
-    )
-}
 KNOWN = (
     *("v4:2x2x1", "v4:2x2x2", "v4:2x2x4", "v4:2x4x4", "v4:4x4x4", "v4:4x4x8"),
     *("v5e:1x1", "v5e:2x2", "v5e:2x4", "v5e:4x4", "v5e:4x8", "v5e:8x8", "v5e:8x16", "v5e:16x16"),
     *("v5p:2x2x1", "v5p:2x2x2", "v5p:2x2x4", "v5p:2x4x4", "v5p:4x4x4", "v5p:4x4x8"),
     *("v6e:1x1", "v6e:2x2", "v6e:2x4", "v6e:4x4", "v6e:4x8", "v6e:8x8", "v6e:8x16", "v6e:16x16"),
+    *(f"{chip}:{count}" for chip in ("h100", "h200", "a100") for count in (1, 2, 4, 8)),
 )
-"""Slices that Google rents out, by chip and arrangement of chips (not of cores)."""
+"""Slices that Google rents out, by chip and arrangement of chips (not of cores); GPUs of a host."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,14 +39,11 @@ class Slice:
 
     @property
     def injection(self) -> float:
-        """Bytes a second that the worst-placed chip sends to its neighbours; 0 for a lone chip.
+        """Bytes a second that the worst-placed chip sends to others; 0 for a lone chip.
 
-        A chip at the edge of a dimension that is no ring has one link there, and an all-reduce
-        waits for it.
+        An all-reduce waits for it.
         """
-        rings = self.chip.wraps
-        links = [1 if size < rings or size == 2 else 2 for size in self.shape if size > 1]
-        return self.chip.ici * sum(links)
+        return self.chip.injection(self.shape)
 
     def all_reduce_seconds(self, size: float) -> float:
         """Least time to sum `size` bytes over all chips: each sends 2 (n - 1) / n of them."""
@@ -96,42 +51,57 @@ class Slice:
 
 
 def parse_slice(text: str) -> Slice:
-    """`v5e:2x4` as a Slice.
+    """`v5e:2x4`, `h100:8` or, for one GPU, `h100` as a Slice.
 
     Raises:
       ConfigError: none of KNOWN; names the nearest, and all.
     """
-    if text not in KNOWN:
+    name = f"{text}:1" if f"{text}:1" in KNOWN else text
+    if name not in KNOWN:
         near = difflib.get_close_matches(text, KNOWN, n=1, cutoff=0.0)[0]
         raise ConfigError(f"unknown topology {text!r}; nearest: {near}; known: {', '.join(KNOWN)}")
-    kind, shape = re.split(":", text)
+    kind, shape = re.split(":", name)
     return Slice(CHIPS[kind], tuple(int(size) for size in shape.split("x")))
 
 
 def devices(target: Slice) -> list[Any]:
     """The slice's devices, `Chip.cores` a chip, to compile for; none of them can run anything.
 
-    Sets the environment variables that keep libtpu from looking for a TPU.
+    Sets the environment variables that keep libtpu from looking for a TPU, and JAX for a driver.
 
     Raises:
-      ConfigError: libtpu is not installed, or does not know this slice.
+      ConfigError: the chip's compiler is not installed, or does not know this slice.
     """
-    if importlib.util.find_spec("libtpu") is None:
+    chip = target.chip
+    compiler, extra, device, environment = _COMPILERS[chip.platform]
+    if not installed(chip.platform):
         raise ConfigError(
-            "libtpu, the TPU compiler, is not installed; it comes with pip install 'zmar-jax[tpu]' "
-            "(in a clone: pip install '.[tpu]') and needs no TPU"
+            f"{compiler}, is not installed; it comes with pip install 'zmar-jax[{extra}]' "
+            f"(in a clone: pip install '.[{extra}]') and needs no {device}"
         )
-    for name, value in _NO_TPU.items():
+    for name, value in environment.items():
         os.environ.setdefault(name, value)
     import jax
     from jax.experimental import topologies
 
-    alone = {"chips_per_host_bounds": (1, 1, 1)} if target.chips == 1 else {}
+    name, options = target.name, {}
+    if isinstance(chip, Gpu):
+        shape = {"topology": f"1x1x{target.chips}"}
+        name, options = "", shape | {"target_config": chip.description()}
+    elif target.chips == 1:
+        options = {"chips_per_host_bounds": (1, 1, 1)}
     try:
-        found = topologies.get_topology_desc(target.name, "tpu", **alone).devices
-    except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as e:
-        raise ConfigError(f"libtpu cannot describe {target.name}: {e}") from e
+        found = topologies.get_topology_desc(name, chip.platform, **options).devices
+    except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError, RuntimeError) as e:
+        raise ConfigError(f"{compiler}, cannot describe {target.name}: {e}") from e
     return list(found)
+
+
+def installed(platform: str) -> bool:
+    if platform == "tpu":
+        return importlib.util.find_spec("libtpu") is not None
+    plugins = importlib.metadata.entry_points(group="jax_plugins")
+    return any(plugin.name.startswith("xla_cuda") for plugin in plugins)
 
 
 _NO_TPU = {
@@ -143,3 +113,12 @@ _NO_TPU = {
     "TPU_MIN_LOG_LEVEL": "3",
     "TPU_STDERR_LOG_LEVEL": "3",
 }
+_COMPILERS = {
+    "tpu": ("libtpu, the TPU compiler", "tpu", "TPU", _NO_TPU),
+    "cuda": (
+        "JAX's plugin for CUDA, XLA's GPU compiler",
+        *("cuda", "GPU"),
+        {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"},
+    ),
+}
+"""Of each platform: its compiler, the extra that brings it, and what tells it to look for none."""

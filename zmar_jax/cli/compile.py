@@ -23,18 +23,19 @@ def compile_(
     policy: Literal["float32", "bf16", "bfloat16"] | None = None,
     config: Path | None = None,
     only: Literal["train", "inverse"] | None = None,
-    effort: float = -1.0,
+    effort: float | None = None,
+    triton: bool = True,
     largest_batch: bool = False,
     breakdown: bool = False,
     cycles: bool = False,
     json_output: Annotated[bool, arg(name="json")] = False,
 ) -> int | None:
-    """Compile the training step and `inverse` for a TPU slice that is not there.
+    """Compile the training step and `inverse` for a TPU slice or GPUs that are not there.
 
-    Needs the extra `tpu` (pip install '.[tpu]' brings the compiler, libtpu) and no TPU. Says what
-    memory, arithmetic, memory traffic and collectives a chip would have, and how fast it could be
-    at best at the chip's published peaks. Everything is compiled for a TPU, not measured. At the
-    published sizes each of the two programs takes minutes.
+    Needs the extra `tpu` or `cuda` (pip install '.[tpu]' brings the compiler, libtpu) and neither
+    chip nor driver. Says what memory, arithmetic, memory traffic and collectives a chip would have,
+    how fast it could be at best at the chip's published peaks, and which kernels a GPU would run.
+    Everything is compiled, not measured. At the published sizes each program takes minutes.
 
     $ zmar-jax compile --topology v5e:2x4 --batch 64 --policy bf16
 
@@ -46,16 +47,19 @@ def compile_(
 
     $ zmar-jax compile --topology v5e:1x1 --policy bf16 --only train --batch 1 --crop 40 --cycles
 
+    $ zmar-jax compile --topology h100 --batch 16 --policy bf16 --no-triton
+
     Args:
       settings: Changes to the configuration, section.key=value.
-      topology: Kind and arrangement of chips, as v5e:2x4; an unknown one lists all.
+      topology: Kind and arrangement of chips, as v5e:2x4 or h100:8; an unknown one lists all.
       batch: Images of a batch over all chips; 8 a chip if neither this nor --config is given.
       crop: Height and width of the images, pixels, a multiple of 8.
       policy: Of the encoder and the couplings' hidden layers.
       config: YAML file of a run, or its name; without it, the published model and recipe.
       only: One of the two programs.
-      effort: XLA's effort at making the program fast, from -1 (compiles in minutes) to 0 (as in
-        training; several times longer). Memory differs a little, --effort 0 is what training has.
+      effort: XLA's effort at making the program fast, from -1 (for TPUs, as it compiles in minutes)
+        to 0 (for GPUs, and as in training; several times longer for TPUs). Memory differs a little.
+      triton: For GPUs, whether XLA may make Triton kernels where cuBLAS or a loop would do.
       largest_batch: Also find the largest batch that fits: some more compilations.
       breakdown: Also show where the time goes, by XLA's cost model: by kind of work, by module, by
         layer, and the heaviest instructions; forward, recomputed and backward.
@@ -74,12 +78,16 @@ def compile_(
     from zmar_jax.cli.breakdown import tables
 
     target = parse_slice(topology)
+    if effort is None:
+        effort = -1.0 if target.chip.platform == "tpu" else 0.0
     if not -1 <= effort <= 0:
         raise UsageError(f"--effort must be from -1 to 0, got {effort}")
+    if (breakdown or cycles) and target.chip.platform != "tpu":
+        raise UsageError("--breakdown and --cycles are for TPUs; a GPU's kernels are listed anyway")
     if batch is None and config is None:
         batch = 8 * target.chips
     run = _config(config, settings, batch, crop, policy)
-    # nothing runs here, and a TPU that is there would be taken from those who use it
+    # nothing runs here, and a chip that is there would be taken from those who use it
     jax.config.update("jax_platforms", "cpu")
     failed = False
     for task in ("train", "inverse"):
@@ -91,7 +99,7 @@ def compile_(
                 if cycles:
                     result = compile_scheduled(task, run, target, effort, err.print)
                 else:
-                    result = compile_for(task, run, target, effort)
+                    result = compile_for(task, run, target, effort, triton)
             except TooLarge as e:
                 err.print(f"{what}: does not fit: {e}", style="red")
                 failed = True
@@ -144,7 +152,8 @@ def _table(result: Any, most: int | None) -> Any:
         f"crop {result.crop}, {result.policy}: {result.remark}"
     )
     table.add_row("HBM a device, used", f"{result.hbm / GIB:.2f} GiB")
-    table.add_row("HBM a device, free", f"{result.hbm_free / GIB:.2f} GiB")
+    free = f"{result.hbm_free / GIB:.2f} GiB" if result.hbm_free >= 0 else "none: does not fit"
+    table.add_row("HBM a device, free", free)
     table.add_row("of it temporaries", f"{result.temporaries / GIB:.2f} GiB")
     if most is not None:
         table.add_row("largest batch that fits", f"{most}")
@@ -159,6 +168,11 @@ def _table(result: Any, most: int | None) -> Any:
     table.add_row("at best, a step", _ms(result.seconds))
     table.add_row("at best, images per second", f"{result.images_per_second:.0f}")
     table.add_row("XLA's estimate of compute", _ms(result.estimated_seconds))
+    if unknown := sum(kernels.unestimated for kernels in result.kernels):
+        table.add_row("not in it", f"{unknown} kernels")
+    for kernels in result.kernels:
+        size = f"{kernels.count} times, {kernels.traffic / 1e9:.1f} GB"
+        table.add_row(f"kernels: {kernels.kind}", f"{size}, {_ms(kernels.estimated)}")
     table.add_row("compile seconds", f"{result.compile_seconds:.0f}")
     return table
 

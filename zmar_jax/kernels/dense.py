@@ -1,5 +1,6 @@
 """Dense 1x1 and 3x3 convolutions. Kernels are [I, O] and HWIO."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from zmar_jax.kernels import tpu, winograd
-from zmar_jax.kernels.taps import pad1, taps
+from zmar_jax.kernels.taps import correlate, pad1, taps
 from zmar_jax.ops import HIGHEST, in_float32
 
 Array = jax.Array
@@ -54,12 +55,13 @@ def _conv3_bwd(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]
     x, kernel = residuals
     dx = _conv3(dy, kernel[::-1, ::-1].swapaxes(2, 3))
     # XLA's own is ten times slower than matmuls on CPU inside a scan; on TPU nine matmuls take
-    # longer to compile, and to run
+    # longer to compile, and to run; on a GPU they write and read nine copies of x, cuDNN does not
     dkernel = lax.platform_dependent(
         pad1(x),
         dy,
         cpu=in_float32(winograd.conv3_weight_gradient),
         tpu=tpu.conv3_weight_gradient,
+        cuda=functools.partial(correlate, precision=HIGHEST),
         default=_plain_weight_gradient,
     )
     return dx, dkernel

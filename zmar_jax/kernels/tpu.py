@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from zmar_jax.kernels.taps import correlate
+
 Array = jax.Array
 
 _NARROW = 32
@@ -49,17 +51,12 @@ def conv3_weight_gradient(x: Array, dy: Array) -> Array:
     """Gradient of a conv3's kernel: padded x [B, H+2, W+2, I], dy [B, H, W, O] -> [3, 3, I, O]."""
     width, outputs = x.shape[-1], dy.shape[-1]
     if not narrow(min(width, outputs), x.dtype):
-        return _correlate(x, dy, precision=lax.Precision.HIGHEST)
+        return correlate(x, dy, precision=lax.Precision.HIGHEST)
     x, dy = (jnp.concatenate(_parts(a), -1) for a in (x, dy))
-    products = _correlate(x, dy, preferred_element_type=jnp.float32)
+    products = correlate(x, dy, preferred_element_type=jnp.float32)
     products = products.reshape(3, 3, 3, width, 3, outputs)
     largest = [(0, 0), (0, 1), (1, 0), (1, 1), (0, 2), (2, 0)]
     return sum((products[:, :, i, :, j] for i, j in reversed(largest)), jnp.float32(0))
-
-
-def _correlate(x: Array, dy: Array, **kwargs: Any) -> Array:
-    numbers = lax.ConvDimensionNumbers((3, 0, 1, 2), (3, 0, 1, 2), (2, 3, 0, 1))
-    return lax.conv_general_dilated(x, dy, (1, 1), "VALID", dimension_numbers=numbers, **kwargs)
 
 
 def _parts(x: Array) -> list[Array]:

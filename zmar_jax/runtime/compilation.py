@@ -22,6 +22,11 @@ CPU_OPTIONS = {
     "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_experimental_ynn_fusion_type": "",
 }
+NO_TRITON = {
+    "xla_gpu_enable_triton_gemm": False,
+    "xla_disable_hlo_passes": "triton-softmax-rewriter,fusion-block-level-rewriter",
+}
+"""Keeps XLA from writing Triton kernels for a GPU."""
 STRIPE_BYTES = 24 << 20
 """Bytes of a stripe of one image in the encoder's wide layers on a CPU, so that it stays near the
 caches. A stripe of the flow has eight times as many."""
@@ -58,6 +63,26 @@ def effort_options(effort: float) -> dict[str, Any]:
       effort: from -1, the least, to 0, the usual.
     """
     return {"optimization_level": _O0 if effort <= -0.5 else _O1} if effort else {}
+
+
+def gpu_options(capability: int, triton: bool = True) -> dict[str, Any]:
+    """What compiling for a GPU that is not there takes; of these, those that this XLA has.
+
+    Nothing can be timed, so each kernel has the form that XLA takes without trials. XLA's model of
+    each kernel's time is written into the program's text.
+
+    Args:
+      capability: the GPU's major compute capability. For those before 9, XLA lacks the table of one
+        of its two models, which is then left out.
+      triton: whether XLA may make Triton kernels of products, softmaxes and reductions. Without
+        them the first are cuBLAS's, the others loops.
+    """
+    wanted: dict[str, Any] = {"xla_gpu_autotune_level": 0, "xla_gpu_collect_cost_model_stats": True}
+    if capability < 9:
+        wanted["xla_gpu_enable_analytical_sol_latency_estimator"] = False
+    if not triton:
+        wanted |= NO_TRITON
+    return {name: value for name, value in wanted.items() if known(name, value)}
 
 
 @functools.cache
