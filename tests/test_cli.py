@@ -22,6 +22,7 @@ from zmar_jax.imaging.images import read_photo
 
 COMMANDS = (
     *("restore", "convert", "info", "mask", "prepare", "train", "evaluate", "score", "benchmark"),
+    *("compare",),
 )
 
 

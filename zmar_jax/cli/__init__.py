@@ -1,6 +1,7 @@
 """The command line: arguments, tables and progress bars; the work is done elsewhere.
 
-Imports: benchmark, config, data, evaluate, imaging, restore, runtime, torch_port, train, weights.
+Imports: benchmark, config, data, evaluate, imaging, restore, runtime, torch_port,
+train, weights.
 """
 
 import importlib.metadata
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 import tyro
 
 from zmar_jax.cli.benchmark import benchmark
+from zmar_jax.cli.compare import compare
 from zmar_jax.cli.compile import compile_
 from zmar_jax.cli.console import UsageError, err, interruptible, out, paths, warnings_in_one_line
 from zmar_jax.cli.evaluate import evaluate
@@ -24,7 +26,7 @@ from zmar_jax.cli.weights import convert, info
 from zmar_jax.runtime import stop
 
 app = tyro.extras.SubcommandApp()
-for command in (restore, convert, info, mask, prepare, train, evaluate, score):
+for command in (restore, convert, info, mask, prepare, train, evaluate, score, compare):
     app.command(command)
 app.command(name="compile")(compile_)
 app.command(benchmark, name="benchmark", help="Time the project's programs on this machine.")
