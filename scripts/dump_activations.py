@@ -46,10 +46,8 @@ class Recorded:
 
     def put(self, name: str, value: Any) -> None:
         """Keeps a tensor, or the first of several, as float32; anything else is passed over."""
-        tensor: Any = value
-        while isinstance(tensor, tuple | list) and tensor:
-            tensor = tensor[0]
-        if hasattr(tensor, "detach"):
+        tensor: Any = _first(value)
+        if tensor is not None:
             self.arrays[name] = tensor.detach().float().cpu().numpy()
             self.dtypes[name] = str(tensor.dtype).removeprefix("torch.")
 
@@ -58,6 +56,13 @@ class Recorded:
         nth = self._calls.get(name, 0)
         self._calls[name] = nth + 1
         self.put(f"layer/{name}#{nth}", value)
+
+
+def _first(value: Any) -> Any:
+    """A tensor, or the first of several; None where there is none."""
+    if isinstance(value, tuple | list):
+        return _first(value[0]) if value else None
+    return value if hasattr(value, "detach") else None
 
 
 @contextlib.contextmanager

@@ -12,9 +12,13 @@ if TYPE_CHECKING:
     from zmar_jax.models import ZmarSNFlow as ZmarSNFlow
     from zmar_jax.restore import load_restorer as load_restorer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _moved.install()
-_HOMES = {"ModelConfig": "config", "ZmarSNFlow": "models", "load_restorer": "restore"}
+_HOMES = {
+    "ModelConfig": "config",
+    "ZmarSNFlow": "models",
+    "load_restorer": "restore",
+}
 _ROOMS = {module.name for module in pkgutil.iter_modules(__path__)} - {"__main__"}
 
 
