@@ -30,14 +30,14 @@ def inputs() -> tuple[jax.Array, ...]:
 
 
 def test_it_computes_the_same_and_has_gradients(inputs):
-    graph, state = nnx.split(with_params())
+    graph, params, rest = nnx.split(with_params(), nnx.Param, ...)
 
     @compilation.jit
-    def bridged(state, *inputs):
-        def loss(state):
-            return nnx.merge(graph, state)(*inputs).sum()
+    def bridged(params, *inputs):
+        def loss(params):
+            return nnx.merge(graph, params, rest)(*inputs).sum()
 
-        return jax.value_and_grad(loss)(state)
+        return jax.value_and_grad(loss)(params)
 
     @compilation.jit
     def plain(params, *inputs):
@@ -46,7 +46,7 @@ def test_it_computes_the_same_and_has_gradients(inputs):
 
         return jax.value_and_grad(loss)(params)
 
-    (found, gradients), (expected, reference) = bridged(state, *inputs), plain(PARAMS, *inputs)
+    (found, gradients), (expected, reference) = bridged(params, *inputs), plain(PARAMS, *inputs)
     assert np.allclose(found, expected, rtol=1e-6)
     pairs = zip(jax.tree.leaves(gradients), jax.tree.leaves(reference), strict=True)
     assert all(np.allclose(g, r, rtol=1e-4, atol=1e-5 * np.abs(r).max()) for g, r in pairs)
