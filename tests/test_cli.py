@@ -22,6 +22,7 @@ from zmar_jax.imaging.images import read_photo
 
 COMMANDS = (
     *("restore", "convert", "info", "mask", "prepare", "train", "evaluate", "score", "benchmark"),
+    *("compare", "export", "doctor"),
 )
 
 
@@ -133,6 +134,27 @@ def test_pictures_of_an_earlier_run_are_replaced_and_not_restored_again(pth, tmp
     for _ in range(2):
         assert cli.main(["restore", ".", "-c", str(pth)]) == 0
     assert [path.name for path in Path("restored").iterdir()] == ["dark.png"]
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_result_is_shown_if_wanted(count, pth, tmp_path, monkeypatch, capsys):
+    shown = []
+    monkeypatch.setattr(console, "open_path", lambda path: not shown.append(path))
+    names = [f"{n}.png" for n in range(count)]
+    for name in names:
+        Image.fromarray(np.full((32, 48, 3), 20, np.uint8)).save(tmp_path / name)
+    inputs, out = [str(tmp_path / name) for name in names], tmp_path / "out"
+    assert cli.main(["restore", *inputs, "-c", str(pth), "-o", str(out), "--open"]) == 0
+    assert shown == [out / names[0] if count == 1 else out]
+
+
+def test_completion_knows_the_commands_and_their_options(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--tyro-print-completion", "bash"])
+    assert stop.value.code in (0, None)
+    script = capsys.readouterr().out
+    assert all(command in script for command in COMMANDS)
+    assert "--no-reference" in script
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,18 @@ from zmar_jax import moved as _moved
 if TYPE_CHECKING:
     from zmar_jax import torch_port as torch_port
     from zmar_jax.config import ModelConfig as ModelConfig
+    from zmar_jax.deploy.loading import load_exported as load_exported
     from zmar_jax.models import ZmarSNFlow as ZmarSNFlow
     from zmar_jax.restore import load_restorer as load_restorer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _moved.install()
-_HOMES = {"ModelConfig": "config", "ZmarSNFlow": "models", "load_restorer": "restore"}
+_HOMES = {
+    "ModelConfig": "config",
+    "ZmarSNFlow": "models",
+    "load_exported": "deploy.loading",
+    "load_restorer": "restore",
+}
 _ROOMS = {module.name for module in pkgutil.iter_modules(__path__)} - {"__main__"}
 
 

@@ -1,7 +1,8 @@
-"""Modules that were elsewhere in version 0.1; their old names stay good."""
+"""Modules that were elsewhere in version 0.1; their old names stay good until 0.3."""
 
 import importlib
 import sys
+import warnings
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
@@ -35,6 +36,11 @@ class MovedModules(MetaPathFinder, Loader):
     def exec_module(self, module: ModuleType) -> None:
         name = module.__name__
         new = MOVED[name.partition(".")[2]]
+        warnings.warn(
+            f"{name} is zmar_jax.{new} since version 0.2; 0.3 will not know the old name",
+            DeprecationWarning,
+            stacklevel=2,
+        )
         sys.modules[name] = importlib.import_module(f"zmar_jax.{new}")
 
 

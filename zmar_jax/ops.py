@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
+from jax.errors import InconclusiveDimensionOperation
 
 Array = jax.Array
 
@@ -118,8 +119,27 @@ def unsqueeze2(x: Array) -> Array:
 
 def pad_to_multiple(x: Array, multiple: int, axes: Sequence[int] = (1, 2)) -> Array:
     """Reflect-pads [B, H, W, C] at the bottom and right, or one of them, to multiples."""
-    pads = [(0, -size % multiple if axis in axes else 0) for axis, size in enumerate(x.shape)]
-    return jnp.pad(x, pads, mode="reflect") if any(after for _, after in pads) else x
+    after = [-size % multiple if axis in axes else 0 for axis, size in enumerate(x.shape)]
+    if not all(isinstance(more, int) for more in after):
+        for axis, more in enumerate(after):
+            x = x if isinstance(more, int) and not more else _reflected(x, axis, more)
+        return x
+    return jnp.pad(x, [(0, more) for more in after], mode="reflect") if any(after) else x
+
+
+def _reflected(x: Array, axis: int, after: Any) -> Array:
+    """x with so many pixels more, where `jnp.pad` refuses a number that is not known yet."""
+    size = x.shape[axis]
+    at = jnp.arange(size + after)
+    return jnp.take(x, jnp.where(at < size, at, 2 * (size - 1) - at), axis)
+
+
+def surely(comparison: Callable[[], bool]) -> bool:
+    """Whether a comparison of sizes is true, whatever those that are symbolic (jax.export) are."""
+    try:
+        return comparison()
+    except InconclusiveDimensionOperation:
+        return False
 
 
 def shrink(x: Array, factor: int) -> Array:
@@ -214,7 +234,7 @@ def _square_sum_cpu(x: Array) -> Array:
     It would compute x anew for the squares otherwise, and add rows in scalar code.
     """
     b, h, w, c = x.shape
-    few = max(rows for rows in range(1, 9) if h % rows == 0)
+    few = max(rows for rows in range(1, 9) if surely(lambda r=rows: h % r == 0))
 
     def add(total: Array, start: Array) -> tuple[Array, None]:
         rows = lax.dynamic_slice_in_dim(x, start, few, 1).astype(total.dtype)

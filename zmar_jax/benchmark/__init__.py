@@ -1,4 +1,4 @@
 """What the project's programs take: timed here, counted, or compiled for devices not there.
 
-Imports: config, data, files, models, restore, runtime, torch_port, train.
+Imports: config, data, files, imaging, models, restore, runtime, torch_port, train, weights.
 """

@@ -1,6 +1,7 @@
 """The command line: arguments, tables and progress bars; the work is done elsewhere.
 
-Imports: benchmark, config, data, evaluate, imaging, restore, runtime, torch_port, train, weights.
+Imports: benchmark, config, data, deploy, evaluate, imaging, restore, runtime, torch_port,
+train, weights.
 """
 
 import importlib.metadata
@@ -12,9 +13,12 @@ from collections.abc import Sequence
 import tyro
 
 from zmar_jax.cli.benchmark import benchmark
+from zmar_jax.cli.compare import compare
 from zmar_jax.cli.compile import compile_
 from zmar_jax.cli.console import UsageError, err, interruptible, out, paths, warnings_in_one_line
+from zmar_jax.cli.doctor import doctor
 from zmar_jax.cli.evaluate import evaluate
+from zmar_jax.cli.export import export
 from zmar_jax.cli.mask import mask
 from zmar_jax.cli.prepare import prepare
 from zmar_jax.cli.restore import restore
@@ -23,9 +27,13 @@ from zmar_jax.cli.train import train
 from zmar_jax.cli.weights import convert, info
 from zmar_jax.runtime import stop
 
-app = tyro.extras.SubcommandApp()
-for command in (restore, convert, info, mask, prepare, train, evaluate, score):
-    app.command(command)
+app: tyro.extras.SubcommandApp = tyro.extras.SubcommandApp()
+_COMMANDS = (
+    *(restore, convert, info, mask, prepare, train, evaluate, score),
+    *(compare, export, doctor),
+)
+for _command in _COMMANDS:
+    app.command(_command)
 app.command(name="compile")(compile_)
 app.command(benchmark, name="benchmark", help="Time the project's programs on this machine.")
 
@@ -73,6 +81,7 @@ def _message(error: Exception) -> str | None:
 
     from zmar_jax.config import ConfigError
     from zmar_jax.data import DataError
+    from zmar_jax.deploy.archive import ExportError
     from zmar_jax.evaluate.records import EvaluationError
     from zmar_jax.imaging.images import ImageError
     from zmar_jax.runtime.devices import missing_devices
@@ -84,7 +93,14 @@ def _message(error: Exception) -> str | None:
 
     users = (
         *(UsageError, CheckpointError, ConfigError, DataError, ImageError),
-        *(EvaluationError, MemoryLimitError, ProcessError, TrainingError, WeightsError),
+        *(
+            EvaluationError,
+            ExportError,
+            MemoryLimitError,
+            ProcessError,
+            TrainingError,
+            WeightsError,
+        ),
     )
     if missing := missing_devices(error):
         return missing

@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from zmar_jax.cli.console import UsageError, out, table_of
 
-benchmark = tyro.extras.SubcommandApp()
+benchmark: tyro.extras.SubcommandApp = tyro.extras.SubcommandApp()
 Json = Annotated[bool, arg(name="json")]
 
 

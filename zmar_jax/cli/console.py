@@ -13,15 +13,17 @@ import tyro
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from zmar_jax.runtime import stop
+from zmar_jax.runtime.opening import open_path
 
 # names of files may look like markup
-out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
-err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+out: Console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+err: Console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
-paths = tyro.constructors.ConstructorRegistry()
+paths: tyro.constructors.ConstructorRegistry = tyro.constructors.ConstructorRegistry()
 """How the command line reads a path: `~` is the home folder also where no shell has said so."""
 
 
@@ -120,6 +122,17 @@ def say_source(checkpoint: Path | None, source: str) -> None:
     """Says which weights these are where a file or a run has several (`weights.Weights.source`)."""
     if source != "weights":
         err.print(f"{checkpoint}: {source}")
+
+
+def link(path: Path) -> Text:
+    """The path, which terminals that know links open when it is clicked."""
+    return Text(str(path), style=f"link {path.absolute().as_uri()}")
+
+
+def show(path: Path) -> None:
+    """Opens a file or a folder for --open, or says that nothing here does."""
+    if not open_path(path):
+        err.print(f"--open: nothing here shows files; look at {path}")
 
 
 def make_folder(folder: Path) -> None:

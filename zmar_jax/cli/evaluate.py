@@ -10,11 +10,13 @@ from zmar_jax.cli.console import (
     check_folder,
     check_sampling,
     err,
+    link,
     memory_limit,
     out,
     progress,
     range_of,
     say_source,
+    show,
     table_of,
 )
 
@@ -40,6 +42,7 @@ def evaluate(
     batch: int | None = None,
     memory: str | None = None,
     overwrite: bool = False,
+    open_: Annotated[bool, arg(name="open")] = False,
 ) -> None:
     """Measure how well weights restore: PSNR, SSIM, bits per dimension, and a report to look at.
 
@@ -84,6 +87,7 @@ def evaluate(
         and one on a CPU.
       memory: What a batch may take on each device, as 16GiB; by default what is free.
       overwrite: Begin again, whatever the output folder holds.
+      open_: Show the report in the browser at the end.
     """
     from zmar_jax.config import DarkenConfig, MaskConfig
     from zmar_jax.evaluate import evaluation, measures, pairs, records, report, table
@@ -146,12 +150,14 @@ def evaluate(
         shown.add_row(name, f"{value}  {detail}")
     for note in opened.notes:
         shown.add_row("note", note)
-    shown.add_row("report", str(path))
+    shown.add_row("report", link(path))
     out.print(shown)
     for name in evaluation.not_finite(result):
         err.print(f"warning: {name}: its restoration is not finite", style="yellow")
     for name in evaluation.without_niqe(result):
         err.print(f"warning: {name}: no NIQE, as hardly any of it has texture", style="yellow")
+    if open_:
+        show(path)
 
 
 def _apart(data: Path, out_dir: Path) -> None:

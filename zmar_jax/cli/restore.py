@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Literal
 
+from rich.text import Text
 from tyro.conf import Positional, arg
 
 from zmar_jax.cli.console import (
@@ -11,13 +12,18 @@ from zmar_jax.cli.console import (
     check_folder,
     check_sampling,
     err,
+    link,
     make_folder,
     memory_limit,
     out,
     progress,
     say_source,
+    show,
     table_of,
 )
+
+PANEL = "panel.png"
+"""The sample before and after, and its ground truth, beside each other."""
 
 
 def restore(
@@ -35,6 +41,7 @@ def restore(
     devices: int = 1,
     stripes: Literal["auto", "none"] = "auto",
     gps: bool = False,
+    open_: Annotated[bool, arg(name="open")] = False,
 ) -> int:
     """Restore photographs: files, or folders with all that is in them; without any, a sample.
 
@@ -72,6 +79,7 @@ def restore(
       stripes: How a picture is worked on: auto takes stripes of it where they are faster or needed
         to fit; none takes all of it at once, which gives the same and takes more memory.
       gps: Keep where a picture was taken; date, camera, dpi and colour profile are always kept.
+      open_: Show the result at the end: the picture, or the folder of several.
     """
     import jax
 
@@ -107,10 +115,13 @@ def restore(
     options = Options(heat, samples, seed, std, lost, brightness, gps)
     with progress(len(paths), "restoring") as step:
         failed = restore_files(restorer, paths, options, step, err.print)
-    done = f"{len(paths) - len(failed)} of {len(paths)} restored into {target}"
-    out.print("; ".join([done, *notes]))
+    done = Text(f"{len(paths) - len(failed)} of {len(paths)} restored into ").append(link(target))
+    out.print(done.append("".join(f"; {note}" for note in notes)))
     if not inputs and not failed:
         _show_sample(*paths[0])
+    if open_ and len(failed) < len(paths):
+        beside = paths[0][0].with_name(PANEL)
+        show(beside if not inputs else paths[0][1] if len(paths) == 1 else target)
     return 1 if failed else 0
 
 
@@ -133,7 +144,7 @@ def _show_sample(low: Path, restored: Path) -> None:
 
     dark, gt = sample()
     image = read_photo(restored).rgb
-    side_by_side = low.with_name("panel.png")
+    side_by_side = low.with_name(PANEL)
     write_photo(side_by_side, Photo(panel([dark], [image], [gt])))
     table = table_of(TITLE)
     table.add_row("input", f"{low}  {score(dark, gt).psnr:.1f} dB")

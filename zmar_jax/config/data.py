@@ -61,7 +61,7 @@ class NightConfig:
     frames: float = bounded(0.1, 0.0, 1.0)
     """Share of training crops whose picture has a black frame; it is in the ground truth, too."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ranges(self)
         for name in ("dimming", "contrast", "power", "noise_floor", "quality"):
             require_range(name, getattr(self, name))
@@ -84,7 +84,7 @@ class DarkenConfig:
     """`night`, as `NightConfig` says; or `gain`, evenly less light, as the settings above say."""
     night: NightConfig = dataclasses.field(default_factory=NightConfig)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ranges(self)
         require_range("exposure", self.exposure)
 
@@ -100,7 +100,7 @@ class MaskConfig:
     pictures: float = bounded(1.0, 0.0, 1.0)
     """Share of training crops that lose pixels at all."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ranges(self)
         require_range("share", self.share)
         require(bool(self.source), "source must be procedural, none or a folder")
@@ -150,7 +150,7 @@ class DataConfig:
     concat_histeq: bool = False
     """Not supported: no released configuration of this model uses it."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ranges(self)
         require(
             self.name != "pairs" or self.folder is not None,

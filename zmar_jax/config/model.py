@@ -54,7 +54,7 @@ class ModelConfig:
     policy: Literal["float32", "bfloat16"] = "float32"
     """`float32` everywhere, or `bfloat16` in the encoder and the couplings' hidden layers only."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ranges(self)
         require(
             len(self.blocks) == len(self.heads) and 2 <= self.levels <= MOST_LEVELS,

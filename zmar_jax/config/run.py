@@ -16,7 +16,7 @@ class Config:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         batch, parts = self.data.batch_size, self.train.accumulate
         require(
             batch % parts == 0,

@@ -1,6 +1,7 @@
 """How a model is trained: the published recipe, and what may be asked for instead."""
 
 import dataclasses
+import re
 from typing import Literal, get_args
 
 from zmar_jax.config.checks import bounded, check_ranges, require
@@ -22,6 +23,10 @@ class TrainConfig:
     """Weights to begin from, in any format that `zmar-jax restore` reads: a path from the folder
     that `train` is started in, or `bundled`; null draws them. The first batch then changes nothing,
     as trained actnorms stay as they are."""
+    trainable: str | None = None
+    """Regular expression on the whole name of a parameter, as `flow/.*`, `encoder/refinement/.*` or
+    `.*/condition/.*`: only those that match are trained, the others stay bit for bit; null trains
+    all. With `init`, for fine-tuning a part."""
     learning_rate: float = bounded(2e-4, 0.0, 1.0)
     schedule: Literal["multistep", "cosine", "constant"] = "multistep"
     """`cosine` falls from the end of the warm-up on; a step after the last would have rate 0."""
@@ -67,9 +72,10 @@ class TrainConfig:
     keep: int = 3
     """Newest checkpoints kept, beside the best by validation PSNR."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_ranges(self)
         require(self.init != "", "init must name weights, or be null to draw them")
+        _check_pattern(self.trainable)
         kinds = get_args(Remat)
         require(self.remat in kinds, f"remat must be one of {kinds}, got {self.remat!r}")
         require(
@@ -80,3 +86,10 @@ class TrainConfig:
             self.flow_warmup_steps is None or self.weight_l1 > 0,
             "flow_warmup_steps needs weight_l1 above 0: it is when the loss becomes L1 alone",
         )
+
+
+def _check_pattern(pattern: str | None) -> None:
+    try:
+        re.compile(pattern or "")
+    except re.error as e:
+        require(False, f"trainable must be a regular expression, as flow/.*; {pattern!r}: {e}")

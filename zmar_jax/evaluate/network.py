@@ -78,8 +78,10 @@ class Network:
         """
         mesh = sharding.make_mesh(devices=devices)
         model = ZmarSNFlow(weights.config, compilation.stripe_bytes())
-        self.config, self._memory, self._likelihood = weights.config, memory_limit, likelihood
-        self.seconds, self._mesh, self._per_device = 0.0, mesh, per_device
+        self.config = weights.config
+        self._memory, self._likelihood = memory_limit, likelihood
+        self.seconds: float = 0.0
+        self._mesh, self._per_device = mesh, per_device
         try:
             variables = {"params": weights.params, "inverse": invert_weights(weights.params)}
         except np.linalg.LinAlgError as e:

@@ -71,7 +71,8 @@ class Records:
           EvaluationError: the folder holds an evaluation with other settings and `overwrite` is
             off, or it cannot be read or written.
         """
-        self.folder, self._path = folder, folder / _RECORDS
+        self.folder: Path = folder
+        self._path = folder / _RECORDS
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             self._lines = _read(self._path)

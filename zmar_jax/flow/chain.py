@@ -28,11 +28,11 @@ class FlowStep(Chain, nn.Module):
     conditional: bool
     rows: Rows = WHOLE
 
-    def setup(self):
-        self.actnorm = ActNorm(self.config.actnorm_eps)
-        self.invconv = InvConv()
+    def setup(self) -> None:
+        self.actnorm: ActNorm = ActNorm(self.config.actnorm_eps)
+        self.invconv: InvConv = InvConv()
         if self.conditional:
-            self.coupling = Coupling(self.config)
+            self.coupling: Coupling = Coupling(self.config)
 
     def bijections(self) -> list[Bijection]:
         """The step in its smallest parts."""
@@ -97,7 +97,7 @@ class FlowSteps(nn.Module):
     remat: Remat = "none"
     rows: Rows = WHOLE
 
-    def setup(self):
+    def setup(self) -> None:
         axes = {"params": 0, ACTNORM_INIT: 0, INVERSE: 0, HEALTH: 0}
         lift = {"variable_axes": axes, "split_rngs": {"params": True}, "length": self.length}
         step = FlowStep
@@ -108,7 +108,7 @@ class FlowSteps(nn.Module):
         shared = {"in_axes": (axes_of(nn.broadcast, 3) if self.conditional else nn.broadcast,)}
         methods = {"forward": lift, "inverse": back, "inverse_by_rows": back | shared}
         scanned = nn.scan(step, methods=methods)
-        self.step = scanned(self.config, self.conditional, self.rows)
+        self.step: Any = scanned(self.config, self.conditional, self.rows)
 
     def forward(self, x: Array, cond: Projection | None = None) -> tuple[Array, Array]:
         """x [B, H, W, C] -> (y, logdet, nats [B])."""
@@ -159,12 +159,15 @@ class FlowLevel(nn.Module):
     remat: Remat = "none"
     rows: Rows = WHOLE
 
-    def setup(self):
+    def setup(self) -> None:
         cfg = self.config
-        self.squeeze = Squeeze()
-        self.additional = FlowSteps(cfg, cfg.flow_additional_steps, False, self.remat, self.rows)
-        self.condition = ConditionProjection(cfg.flow_steps, condition_width(cfg))
-        self.conditional = FlowSteps(cfg, cfg.flow_steps, True, self.remat, self.rows)
+        self.squeeze: Squeeze = Squeeze()
+        steps = cfg.flow_additional_steps
+        self.additional: FlowSteps = FlowSteps(cfg, steps, False, self.remat, self.rows)
+        project = ConditionProjection(cfg.flow_steps, condition_width(cfg))
+        self.condition: ConditionProjection = project
+        steps = cfg.flow_steps
+        self.conditional: FlowSteps = FlowSteps(cfg, steps, True, self.remat, self.rows)
 
     def forward(self, x: Array, cond: Array | Factored) -> tuple[Array, Array]:
         """x -> (y, logdet, nats [B])."""

@@ -39,9 +39,11 @@ class Coupling(Chain, nn.Module):
 
     config: ModelConfig
 
-    def setup(self):
-        self.fFeatures, self.fAffine, self.fAffine2 = (CouplingNet(self.config) for _ in range(3))
-        self.z1 = Conv3(2 * self.config.flow_hidden)
+    def setup(self) -> None:
+        self.fFeatures: CouplingNet = CouplingNet(self.config)
+        self.fAffine: CouplingNet = CouplingNet(self.config)
+        self.fAffine2: CouplingNet = CouplingNet(self.config)
+        self.z1: Conv3 = Conv3(2 * self.config.flow_hidden)
 
     def bijections(self) -> list[Bijection]:
         """The first map, and the other two, which leave z1 as it is."""

@@ -63,7 +63,8 @@ class Constant(Initializer):
         return {p: leaf.initializer.one(key, leaf.value.shape) for p, leaf in leaves.items()}
 
 
-zeros, ones = Constant(0.0), Constant(1.0)
+zeros: Constant = Constant(0.0)
+ones: Constant = Constant(1.0)
 
 
 @dataclasses.dataclass(frozen=True)

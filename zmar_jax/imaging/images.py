@@ -38,8 +38,8 @@ _FORMATS = {
 }
 """What is read: names of Pillow's, and the suffixes that such files are found by in folders."""
 _READ_ONLY = ("GIF", "AVIF")
-SUFFIXES = tuple(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
-WRITTEN = {
+SUFFIXES: tuple[str, ...] = tuple(suffix for suffixes in _FORMATS.values() for suffix in suffixes)
+WRITTEN: dict[str, str] = {
     s: name for name, suffixes in _FORMATS.items() if name not in _READ_ONLY for s in suffixes
 }
 """The format of each suffix that is written."""

@@ -101,13 +101,14 @@ class Block(nn.Module):
     heads: int
     rows: Rows = WHOLE
 
-    def setup(self):
+    def setup(self) -> None:
         eps = self.config.layer_norm_eps
-        self.norm1, self.norm2 = LayerNorm(eps), LayerNorm(eps)
-        self.mask = ZMA(self.rows)
-        self.attn = MDTA(self.width, self.heads)
-        self.hidden = self.config.hidden(self.width)
-        self.ffn = GDFN(self.hidden)
+        self.norm1: LayerNorm = LayerNorm(eps)
+        self.norm2: LayerNorm = LayerNorm(eps)
+        self.mask: ZMA = ZMA(self.rows)
+        self.attn: MDTA = MDTA(self.width, self.heads)
+        self.hidden: int = self.config.hidden(self.width)
+        self.ffn: GDFN = GDFN(self.hidden)
 
     def __call__(self, x: Array, attention: Array | None = None) -> tuple[Array, None]:
         """x [B, H, W, d] -> (x, None), the shape of a scan's body."""

@@ -37,8 +37,8 @@ class Conv1(nn.Module):
 
     shape: tuple[int, int]
 
-    def setup(self):
-        self.kernel = self.param("kernel", FanIn(), self.shape)
+    def setup(self) -> None:
+        self.kernel: Array = self.param("kernel", FanIn(), self.shape)
 
     def __call__(self, x: Array) -> Array:
         return conv1(x, self.kernel)
@@ -54,10 +54,10 @@ class Encoder(nn.Module):
     rows: Rows = WHOLE
     remat: bool = False
 
-    def setup(self):
+    def setup(self) -> None:
         # the finest condition's convolution, which makes more channels: see `factored`
         name = f"reduce_chan{self.config.levels - 1}"
-        self.widen = Conv1((2 * self.config.dim, 4 * self.config.dim), name=name)
+        self.widen: Conv1 = Conv1((2 * self.config.dim, 4 * self.config.dim), name=name)
 
     def conditions(self, features: Mapping[str, Array]) -> dict[str, Array]:
         """fea_up0, fea_up1, ... (model.md section 3) from what a call returns."""
@@ -140,7 +140,8 @@ def _check(lr: Array, mask: Array, config: ModelConfig) -> None:
             f"expected lr [B, H, W, 3], mask [B, H, W, 1]; got {lr.shape}, {mask.shape}"
         )
     stride, least = config.stride, config.smallest
-    if height % stride or width % stride or min(height, width) < least:
+    # each by itself: of sizes that are not known yet (jax.export) none is the lesser
+    if height % stride or width % stride or height < least or width < least:
         raise ValueError(
             f"height and width must be multiples of {stride} and at least {least}, got "
             f"{height}x{width}; pad with ops.pad_to_multiple(x, {stride})"

@@ -33,12 +33,12 @@ class MDTA(nn.Module):
     width: int
     heads: int
 
-    def setup(self):
+    def setup(self) -> None:
         d = self.width
-        self.temperature = self.param("temperature", ones, (self.heads,))
-        self.qkv = self.param("qkv", FanIn(), (d, 3 * d))
-        self.taps = self.param("qkv_dwconv", FanIn(), (3, 3, 1, 3 * d))
-        self.out = self.param("project_out", FanIn(), (d, d))
+        self.temperature: Array = self.param("temperature", ones, (self.heads,))
+        self.qkv: Array = self.param("qkv", FanIn(), (d, 3 * d))
+        self.taps: Array = self.param("qkv_dwconv", FanIn(), (3, 3, 1, 3 * d))
+        self.out: Array = self.param("project_out", FanIn(), (d, d))
 
     def sums(self, x: Array, window: Window) -> Sums:
         """q k^T and the squared norms of q's and k's rows, over pixels, float32."""

@@ -10,16 +10,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from zmar_jax.models.watching import layer
+
 Array = jax.Array
 
 HIGHEST = lax.Precision.HIGHEST
 
 
+@layer
 def conv1(x: Array, kernel: Array) -> Array:
     """1x1 convolution without bias: [B, H, W, I] with [I, O] -> [B, H, W, O]."""
     return jnp.einsum("bhwi,io->bhwo", x, kernel, precision=HIGHEST)
 
 
+@layer
 def conv3(x: Array, kernel: Array, groups: int = 1) -> Array:
     """3x3 convolution without bias, stride 1, zero padding 1: [B, H, W, I] with [3, 3, I, O]."""
     numbers = ("NHWC", "HWIO", "NHWC")
@@ -91,6 +95,11 @@ def concatenate(*parts: Array) -> Array:
 
 
 def unstack(stacked: Any) -> list[Any]:
-    """The trees of single blocks or steps, of one whose arrays have an axis for them in front."""
+    """The trees of single blocks or steps, of one whose arrays have an axis for them in front.
+
+    A list, which `unstack` has made already, stays as it is.
+    """
+    if isinstance(stacked, list):
+        return stacked
     count = len(jax.tree.leaves(stacked)[0])
     return [jax.tree.map(lambda a, k=k: a[k], stacked) for k in range(count)]

@@ -34,6 +34,7 @@ from zmar_jax.models.notation import (
     unshuffle2,
     unstack,
 )
+from zmar_jax.models.watching import layer
 
 Array = jax.Array
 Params = Any
@@ -97,6 +98,7 @@ def encode(p: Params, config: ModelConfig, lr: Array, mask: Array) -> Conditions
     }
 
 
+@layer
 def block(p: Params, config: ModelConfig, x: Array, heads: int, mask: Array | None) -> Array:
     """A masked block, or a plain one where mask is None: [B, H, W, d] -> [B, H, W, d].
 
@@ -109,6 +111,7 @@ def block(p: Params, config: ModelConfig, x: Array, heads: int, mask: Array | No
     return x + gdfn(p["ffn"], layer_norm(p["norm2"], x, eps))
 
 
+@layer
 def layer_norm(p: Params, x: Array, eps: float) -> Array:
     """(x - mean) / sqrt(var + eps) * scale + bias, over the channels of a pixel; var is biased."""
     mean = x.mean(-1, keepdims=True)
@@ -116,6 +119,7 @@ def layer_norm(p: Params, x: Array, eps: float) -> Array:
     return (x - mean) / jnp.sqrt(variance + eps) * channels(p["scale"]) + channels(p["bias"])
 
 
+@layer
 def mdta(p: Params, x: Array, heads: int) -> Array:
     """Channel attention: [B, H, W, d] -> [B, H, W, d].
 
@@ -135,12 +139,14 @@ def rows_of_heads(x: Array, heads: int) -> Array:
     return x.reshape(b, height * width, heads, d // heads).transpose(0, 2, 3, 1)
 
 
+@layer
 def gdfn(p: Params, x: Array) -> Array:
     """Gated feed-forward: a, b = split2(dw3(conv1(x))); conv1(gelu(a) b), with exact GELU."""
     a, b = jnp.split(dw3(conv1(x, p["project_in"]), p["dwconv"]), 2, -1)
     return conv1(jax.nn.gelu(a, approximate=False) * b, p["project_out"])
 
 
+@layer
 def zma(p: Params, x: Array, mask: Array, grid: int) -> Array:
     """Zero-element mask attention: [B, H, W, d] -> [B, H, W, d].
 
@@ -172,9 +178,28 @@ def level_masks(mask: Array, config: ModelConfig) -> list[Array]:
 CONDITION_OF_LEVEL = ("fea_up2", "fea_up1", "fea_up0")
 
 
+@layer
 def actnorm(p: Params, z: Array) -> Array:
     """(z + bias) * exp(logs)."""
     return (z + channels(p["bias"])) * channels(jnp.exp(p["logs"]))
+
+
+@layer
+def actnorm_inverse(p: Params, z: Array) -> Array:
+    """z * exp(-logs) - bias."""
+    return z * channels(jnp.exp(-p["logs"])) - channels(p["bias"])
+
+
+@layer
+def invconv(p: Params, z: Array) -> Array:
+    """W z at every pixel."""
+    return conv1(z, p["weight"].T)
+
+
+@layer
+def invconv_inverse(p: Params, z: Array) -> Array:
+    """W^-1 z at every pixel."""
+    return conv1(z, jnp.linalg.inv(p["weight"]).T)
 
 
 Actnorm = Callable[[Params, Array], Array]
@@ -223,13 +248,14 @@ def level_inverse(level: Level, config: ModelConfig, z: Array, c: Array) -> tupl
     return shuffle2(z), logdet
 
 
+@layer
 def step_forward(
     p: Params, config: ModelConfig, z: Array, c: Array, norm: Actnorm = actnorm
 ) -> tuple[Array, Array]:
     """actnorm, invconv and, in a conditional step, the coupling; c is the level's condition."""
     pixels, weight = z.shape[1] * z.shape[2], p["invconv"]["weight"]
     z = norm(p["actnorm"], z)
-    z = conv1(z, weight.T)  # z = W z at every pixel
+    z = invconv(p["invconv"], z)
     logdet = pixels * (p["actnorm"]["logs"].sum() + jnp.linalg.slogdet(weight)[1])
     logdet = jnp.full(z.shape[0], logdet)
     if "coupling" not in p:
@@ -247,6 +273,7 @@ def step_forward(
     return concatenate(z1, z2), logdet + sum_log(s)
 
 
+@layer
 def step_inverse(p: Params, config: ModelConfig, z: Array, c: Array) -> tuple[Array, Array]:
     """The way back: each line of `step_forward` undone, the last one first."""
     pixels, weight = z.shape[1] * z.shape[2], p["invconv"]["weight"]
@@ -264,9 +291,8 @@ def step_inverse(p: Params, config: ModelConfig, z: Array, c: Array) -> tuple[Ar
         s, t = coupling_net(nets["fFeatures"], config, c)
         z = concatenate(z1, z2) / s - t
         logdet = logdet - sum_log(s)
-    z = conv1(z, jnp.linalg.inv(weight).T)
-    z = z * channels(jnp.exp(-p["actnorm"]["logs"])) - channels(p["actnorm"]["bias"])
-    return z, logdet
+    z = invconv_inverse(p["invconv"], z)
+    return actnorm_inverse(p["actnorm"], z), logdet
 
 
 def coupling_net(
@@ -274,14 +300,20 @@ def coupling_net(
 ) -> tuple[Array, Array]:
     """Scale s and shift t from the net's output h: t = h's even channels, logits = the odd ones.
 
-    h = (conv3(relu(actnorm(conv1(relu(actnorm(conv3(x))))))) + bias) * exp(3 logs);
+    h = last_conv(relu(actnorm(conv1(relu(actnorm(conv3(x)))))));
     s = sigmoid(logits + 2) + 1e-4.
     """
     h = jax.nn.relu(norm(p["actnorm0"], conv3(x, p["conv3"])))
     h = jax.nn.relu(norm(p["actnorm1"], conv1(h, p["conv1"])))
-    h = (conv3(h, p["kernel"]) + channels(p["bias"])) * channels(jnp.exp(3 * p["logs"]))
+    h = last_conv(p, h)
     shift, logits = h[..., 0::2], h[..., 1::2]
     return jax.nn.sigmoid(logits + config.scale_shift) + config.scale_eps, shift
+
+
+@layer
+def last_conv(p: Params, h: Array) -> Array:
+    """(conv3(h) + bias) * exp(3 logs)."""
+    return (conv3(h, p["kernel"]) + channels(p["bias"])) * channels(jnp.exp(3 * p["logs"]))
 
 
 def sum_log(scale: Array) -> Array:

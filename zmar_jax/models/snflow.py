@@ -24,8 +24,8 @@ class SNFlow(nn.Module):
     remat: Remat = "none"
     rows: Rows = WHOLE
 
-    def setup(self):
-        self.levels = [
+    def setup(self) -> None:
+        self.levels: list[FlowLevel] = [
             FlowLevel(self.config, self.remat, self.rows, name=f"level{level}")
             for level in range(1, self.config.levels + 1)
         ]

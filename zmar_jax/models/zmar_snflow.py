@@ -58,7 +58,7 @@ class ZmarSNFlow(nn.Module):
     shares: Shares | None = None
     form: Literal["fast", "reference"] = "fast"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if self.form not in ("fast", "reference"):
             raise ValueError(f"form must be fast or reference, got {self.form!r}")
         if self.form == "reference" and self.shares is not None:
@@ -70,16 +70,16 @@ class ZmarSNFlow(nn.Module):
             )
         super().__post_init__()
 
-    def setup(self):
+    def setup(self) -> None:
         rows = WHOLE if self.is_initializing() else Rows(self.stripe_bytes, self.shares)
-        self.encoder = Encoder(self.config, rows, self.remat != "none")
+        self.encoder: Encoder = Encoder(self.config, rows, self.remat != "none")
         if self.remat != "none":
             # the flow's gradients are not in stripes: its layers are narrow
             rows = dataclasses.replace(rows, stripe_bytes=None)
         elif rows.stripe_bytes is not None:
             # its halo is wider, so its stripes are, too; the encoder still takes the most memory
             rows = dataclasses.replace(rows, stripe_bytes=8 * rows.stripe_bytes)
-        self.flow = SNFlow(self.config, self.remat, rows)
+        self.flow: SNFlow = SNFlow(self.config, self.remat, rows)
 
     def encode(self, lr: Array, mask: Array) -> dict[str, Array]:
         """The flow's conditions, each [B, H/s, W/s, 6 dim]: fea_up0 (s = stride), fea_up1, ..."""

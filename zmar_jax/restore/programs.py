@@ -43,7 +43,7 @@ class RestorePrograms:
 
 def make_programs(config: ModelConfig, stripe_bytes: int | None) -> RestorePrograms:
     """Programs for one device, and pictures of any size."""
-    encode, decode = _functions(ZmarSNFlow(config, stripe_bytes))
+    encode, decode = functions(ZmarSNFlow(config, stripe_bytes))
     return RestorePrograms(compilation.jit(encode), compilation.jit(decode))
 
 
@@ -63,7 +63,7 @@ def make_split_programs(
             f"got {devices}"
         )
     shares = Shares(AXIS, devices, height, config.stride)
-    encode, decode = _functions(ZmarSNFlow(config, stripe_bytes, shares=shares))
+    encode, decode = functions(ZmarSNFlow(config, stripe_bytes, shares=shares))
     mesh = jax.make_mesh(
         (devices,), (AXIS,), (AxisType.Auto,), devices=jax.local_devices()[:devices]
     )
@@ -83,7 +83,9 @@ def make_split_programs(
     )
 
 
-def _functions(model: ZmarSNFlow) -> tuple[Any, Any]:
+def functions(model: ZmarSNFlow) -> tuple[Any, Any]:
+    """What `RestorePrograms` compiles, encode and decode."""
+
     def encode(variables: Any, image: jax.Array) -> Any:
         return model.apply(variables, *ops.network_input(image), method="features")
 

@@ -97,11 +97,12 @@ class Restorer:
     ):
         if stripes not in ("auto", "none"):
             raise ConfigError(f"stripes must be auto or none, got {stripes!r}")
-        self.config, self.memory = config, amount(memory)
-        self.devices = whole("devices", devices, 1)
+        self.config: ModelConfig = config
+        self.memory: int | None = amount(memory)
+        self.devices: int = whole("devices", devices, 1)
         self.stripes: Stripes = stripes
-        self.source = "weights"  # as `weights.Weights.source`
-        self.variables = {"params": params, "inverse": invert_weights(params)}
+        self.source: str = "weights"  # as `weights.Weights.source`
+        self.variables: dict[str, Any] = {"params": params, "inverse": invert_weights(params)}
         self._programs: dict[Any, RestorePrograms] = {}
 
     def programs(self, height: int, width: int) -> RestorePrograms:

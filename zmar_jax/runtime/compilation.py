@@ -18,7 +18,7 @@ _O0, _O1 = 9, 19
 LLVM_LEVEL = 2
 """LLVM's optimization on CPU, 0 to 3. The third compiles for a third longer and gains nothing; 0
 compiles in a fifth of the time, for what is small."""
-CPU_OPTIONS = {
+CPU_OPTIONS: dict[str, Any] = {
     "xla_cpu_use_fusion_emitters": False,
     "xla_cpu_experimental_ynn_fusion_type": "",
 }

@@ -36,7 +36,7 @@ class Shares:
     stride: int
     """A share begins at a multiple of it, so that each level of the model has whole rows of it."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         most = most_shares(self.height, self.stride)
         if self.count > most:
             raise ValueError(

@@ -36,7 +36,8 @@ class StateDict(dict[str, np.ndarray]):
         source: str = "",
     ):
         super().__init__(tensors)
-        self.config, self.source = config, source
+        self.config: ModelConfig | None = config
+        self.source: str = source
 
 
 def unpublished(config: ModelConfig) -> dict[str, Any]:

@@ -74,8 +74,8 @@ class RunCheckpoints:
           CheckpointError: the run was begun with another configuration (the message lists what
             differs beyond `HARMLESS`), all its checkpoints are damaged, or it cannot be written.
         """
-        self.workdir = Path(workdir).absolute()
-        self.folder = self.workdir / "checkpoints"
+        self.workdir: Path = Path(workdir).absolute()
+        self.folder: Path = self.workdir / "checkpoints"
         self._config = config
         self._warn = warn if primary() else lambda _: None
         self._saving: int | None = None

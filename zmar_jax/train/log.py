@@ -76,8 +76,9 @@ class RunLog:
         Raises:
           CheckpointError: the records cannot be written.
         """
-        self.workdir, self.steps, self.batch_size = Path(workdir), steps, batch_size
-        self.console = console or Console(
+        self.workdir: Path = Path(workdir)
+        self.steps, self.batch_size = steps, batch_size
+        self.console: Console = console or Console(
             stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False
         )
         self._spent: collections.defaultdict[str, float] = collections.defaultdict(float)

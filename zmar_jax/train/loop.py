@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import math
+import operator
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from zmar_jax.config import Config, ConfigError
 from zmar_jax.data.pipeline import Loader, make_loader
+from zmar_jax.models import param_shapes
 from zmar_jax.runtime import sharding
 from zmar_jax.runtime.processes import agree, together
 from zmar_jax.runtime.stop import stop_if_asked
@@ -28,6 +30,7 @@ from zmar_jax.train.log import RunLog, panel
 from zmar_jax.train.state import TrainState, abstract_state, create_sharded_state, state_of
 from zmar_jax.train.step import Metrics, check_memory, compile_steps, health
 from zmar_jax.train.stop import stop_signal
+from zmar_jax.train.trainable import trained
 from zmar_jax.train.validation import Validator
 from zmar_jax.weights import Weights, load_weights
 from zmar_jax.weights.checkpoint import CheckpointError
@@ -62,6 +65,7 @@ def train(
     agree(hosts.settings(config, accept_changes))
     mesh = sharding.make_mesh(config.train.fsdp)
     sharding.check_batch(config.data.batch_size, config.train.accumulate, mesh)
+    trained(param_shapes(config.model), config.train.trainable)
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
     with (
         stop_signal() as stopping,
@@ -275,10 +279,13 @@ def _from_weights(
 
 
 def _summary(config: Config, mesh: Mesh, state: TrainState) -> str:
-    parameters = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+    sizes = jax.tree.map(lambda leaf: math.prod(leaf.shape), state.params)
+    count = sum(jax.tree.leaves(sizes))
+    chosen = jax.tree.map(operator.mul, sizes, trained(sizes, config.train.trainable))
+    part = "" if config.train.trainable is None else f", {sum(jax.tree.leaves(chosen)):,} trained"
     begun = f"resumed at step {int(state.step)}" if int(state.step) else "begun"
     return (
-        f"{begun}: {parameters:,} parameters, {config.data.name}, batches of "
+        f"{begun}: {count:,} parameters{part}, {config.data.name}, batches of "
         f"{config.data.batch_size} crops of {config.data.crop}, {mesh.size} x "
         f"{jax.devices()[0].device_kind} in {jax.process_count()} process(es)"
     )

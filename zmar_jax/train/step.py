@@ -17,6 +17,7 @@ from zmar_jax.runtime import sharding
 from zmar_jax.runtime.memory import check_program
 from zmar_jax.train.optimizer import learning_rate, optimizer
 from zmar_jax.train.state import TrainState
+from zmar_jax.train.trainable import changed, frozen_stopped
 
 Array = jax.Array
 
@@ -29,11 +30,13 @@ Metrics = dict[str, Array]
 def init_step(state: TrainState, batch: Batch, rng: Array) -> TrainState:
     """A run's first step, which sets every actnorm from the global batch and does not train.
 
-    Actnorms with a non-zero bias, as in trained weights, stay as they are. A batch that makes
+    Actnorms with a non-zero bias, as in trained weights, stay as they are, and so does what
+    `train.trainable` leaves out. A batch that makes
     them NaN counts as a bad step and leaves `step` at 0: try the next.
     """
     low, gt, noise = _inputs(state, batch, rng)
     params = init_actnorm(state.model, state.params, gt, *ops.network_input(low), noise)
+    params = changed(state.params, params, state.config.train.trainable)
     ok = jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
     ema = state.ema if state.ema is None else params
     new = state.replace(params=params, ema=ema, step=state.step + 1)
@@ -65,6 +68,7 @@ def train_step(state: TrainState, batch: Batch, rng: Array) -> tuple[TrainState,
 
     updates, opt_state = optimizer(cfg).update(grads, state.opt_state, state.params)
     params = jax.tree.map(lambda p, u: p - rate * u, state.params, updates)
+    params = changed(state.params, params, cfg.trainable)
     ema = state.ema
     if cfg.ema is not None:
         decay = jnp.minimum(cfg.ema, (1 + state.step) / (10 + state.step))
@@ -147,7 +151,7 @@ def _loss(
 ) -> tuple[Array, Metrics]:
     """Loss and metrics of a batch; nll and L1 share one pass of the encoder."""
     cfg = config.train
-
+    params = frozen_stopped(params, cfg.trainable)
     features = model.apply({"params": params}, *ops.network_input(low), method="features")
     likely = distant = (params, features)
     first: Any = None if cfg.flow_warmup_steps is None else step < cfg.flow_warmup_steps

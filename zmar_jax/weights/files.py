@@ -17,7 +17,7 @@ from zmar_jax.config import ModelConfig
 from zmar_jax.files.errors import brief, errors_as
 from zmar_jax.files.replacing import put_back
 from zmar_jax.models import param_shapes
-from zmar_jax.weights import checkpoint
+from zmar_jax.weights import checkpoint, download
 from zmar_jax.weights.folder import is_run
 from zmar_jax.weights.run import load_run
 
@@ -59,7 +59,8 @@ def load_weights(path: str | Path | None = None, key: str | None = None) -> Weig
 
     Also a sharded `.safetensors` file: its index, or the folder that it is in.
 
-    Without a path, or for `bundled`, the weights that come with the package.
+    Without a path, or for `bundled`, the weights that come with the package; `hf:user/name` are
+    those of a repository of the Hugging Face Hub (`download.parse`).
 
     Of a training run (WORKDIR, or one of its checkpoints) the best checkpoint by validation PSNR,
     or the newest where none was validated; the moving average, where it has one.
@@ -72,6 +73,8 @@ def load_weights(path: str | Path | None = None, key: str | None = None) -> Weig
     """
     if path is None or str(path) == "bundled":
         path = BUNDLED
+    if download.is_remote(path):
+        path = download.downloaded(path)
     path = Path(os.path.expanduser(path))
     _put_back(path)
     kind = torch_port.weights_format(path)
