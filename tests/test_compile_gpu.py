@@ -245,12 +245,12 @@ def test_every_program_compiles(name, triton, monkeypatch):
     settings = [f"model.policy={policy}", f"train.remat={remat}", "train.weight_l1=1"]
     config = override(Config(), [*NANO, *settings, "data.crop=16", "data.batch_size=2"])
     mesh = sharding.make_mesh(devices=topology.devices(topology.parse_slice("h100")))
+    options = compilation.gpu_options(9, triton)
     # programs for one device that is there take its options, which is a CPU here
     monkeypatch.setattr(compilation, "cpu_options", dict)
     for program, args in programs(name, config, mesh):
         args = jax.tree.map(lambda leaf: placed(leaf, mesh), args)
         with jax.set_mesh(mesh):
-            options = compilation.gpu_options(9, triton)
             compiled = program.lower(*args).compile(compiler_options=options)
         kinds = {kernels.kind for kernels in read_program(compiled.as_text()).kernels}
         assert triton or "Triton" not in kinds
