@@ -292,7 +292,7 @@ def recorded(monkeypatch):
     """What is compiled, in this process or another, is the recorded program."""
     blank = {field.name: 0 for field in dataclasses.fields(benchmark.Compiled)}
     texts = {"task": "train", "topology": "v5e:1x1", "policy": "bfloat16", "remark": "recorded"}
-    made = benchmark.Compiled(**blank | texts | {"collectives": (), "hlo": PROGRAM})
+    made = benchmark.Compiled(**blank | texts | {"collectives": (), "kernels": (), "hlo": PROGRAM})
     for module, name in ((benchmark, "compile_for"), (schedule, "compile_scheduled")):
         monkeypatch.setattr(module, name, lambda *args: made)
 

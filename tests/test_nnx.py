@@ -67,11 +67,3 @@ def test_other_methods_by_name(inputs):
     x, logdet = there_and_back(state, gt, lr, mask)
     assert np.allclose(x, gt, atol=1e-3)
     assert np.allclose(logdet, 0, atol=1e-2)
-
-
-@pytest.mark.slow
-def test_it_draws_weights_of_its_own(inputs):
-    model = nnx.bridge.ToNNX(ZmarSNFlow(MODEL), rngs=nnx.Rngs(0))
-    nnx.bridge.lazy_init(model, *inputs)
-    drawn = {name: nnx.to_pure_dict(nnx.state(getattr(model, name))) for name in PARAMS}
-    assert jax.tree.map(jnp.shape, drawn) == jax.tree.map(jnp.shape, PARAMS)
