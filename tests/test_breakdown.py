@@ -209,6 +209,14 @@ def _starve(*_: object) -> None:
     schedule.watch()
 
 
+def test_a_failed_check_is_not_taken_for_want_of_memory():
+    """As libtpu 0.0.42.1 writes it."""
+    check = "llo_module.cc:66] Check failed: TakeStatus() is OK (INTERNAL: LLO_CHECK failure (...) "
+    check += "Expected vector-f32, got vector-bf16packed\n*** Check failure stack trace: ***\n"
+    assert "try --policy float32" in schedule._reason(check)
+    assert "is there memory enough" in schedule._reason("Killed\n")
+
+
 @pytest.mark.parametrize(
     ("end", "message"),
     [

@@ -88,6 +88,11 @@ def _reason(errors: str) -> str:
     found = re.search(r"Static LLO profiling of (\S+) failed: (.*)", errors)
     if found:
         return f"libtpu cannot count the cycles of {found[1]} ({found[2]}); leave --cycles out"
+    if "LLO_CHECK failure" in errors:
+        return (
+            "libtpu dies of counting this program's cycles (its own check of types, seen with "
+            "products in bfloat16); try --policy float32, or leave --cycles out"
+        )
     if _SHORT in errors:
         return (
             f"counting cycles took all memory but {LEAST_FREE >> 30} GiB; count them of a smaller "

@@ -45,7 +45,7 @@ def compile_(
 
     $ zmar-jax compile --topology v5e:1x1 --policy bf16 --only train --effort 0 --breakdown
 
-    $ zmar-jax compile --topology v5e:1x1 --policy bf16 --only train --batch 1 --crop 40 --cycles
+    $ zmar-jax compile --topology v5e:1x1 --only train --batch 1 --crop 40 --cycles
 
     $ zmar-jax compile --topology h100 --batch 16 --policy bf16 --no-triton
 
