@@ -106,8 +106,10 @@ def main(folder: Positional[Path], /, checkpoint: Path | None = None) -> None:
         ("contact.jpg", contact_sheet(restorer)),
         ("brightness.jpg", brightness_picture(restorer)),
     ):
-        cv2.imwrite(str(folder / name), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88])
-        print(folder / name)
+        target = folder / name
+        if not cv2.imwrite(str(target), image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 88]):
+            raise OSError(f"{target}: cannot be written; does the folder exist?")
+        print(target)
 
 
 if __name__ == "__main__":
