@@ -15,11 +15,6 @@ from zmar_jax.imaging.metrics import score
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 
 
-@pytest.fixture(autouse=True)
-def _scripts_are_importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-
-
 def scene(seed: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:40, :56] / 56

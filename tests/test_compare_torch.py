@@ -11,20 +11,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import golden
+import needs
 import numpy as np
 import pytest
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-
-needs_torch = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None,
-    reason="PyTorch is not installed: pip install 'zmar-jax[torch]'",
-)
-
-
-@pytest.fixture(autouse=True)
-def _scripts_are_importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
 
 
 @pytest.fixture
@@ -51,14 +42,14 @@ def module_of(preset: str) -> Any:
         return ZmarSNFlow(Sizes.of(dataclasses.asdict(PRESETS[preset])))
 
 
-@needs_torch
+@needs.torch
 @pytest.mark.parametrize(("preset", "name"), [("tiny", "tiny"), ("zmar_snflow", "full")])
 def test_the_module_has_exactly_the_published_tensors(preset, name):
     found = {key: tuple(t.shape) for key, t in module_of(preset).state_dict().items()}
     assert found == {key: shape for key, (shape, _) in golden.keys(name).items()}
 
 
-@needs_torch
+@needs.torch
 def test_the_module_meets_the_goldens(one_thread):
     from torch_check import check
 
@@ -68,7 +59,7 @@ def test_the_module_meets_the_goldens(one_thread):
     assert any(f.quantity == "gradients" for f in findings)
 
 
-@needs_torch
+@needs.torch
 def test_a_wrong_weight_fails_the_check(one_thread, monkeypatch, capsys):
     import compare_torch
 
@@ -84,14 +75,14 @@ def test_a_wrong_weight_fails_the_check(one_thread, monkeypatch, capsys):
     assert "FAILED" in capsys.readouterr().out
 
 
-@needs_torch
+@needs.torch
 def test_not_a_number_is_no_pass():
     from torch_check import Finding
 
     assert not Finding("case", "z", math.nan, 1.0).passed
 
 
-@needs_torch
+@needs.torch
 def test_float32_means_it_and_a_missing_gpu_is_named(monkeypatch):
     import torch
     from compare_jobs import prepare
@@ -107,7 +98,7 @@ def test_float32_means_it_and_a_missing_gpu_is_named(monkeypatch):
         prepare("cuda")
 
 
-@needs_torch
+@needs.torch
 @pytest.mark.parametrize("task", ["restore", "train"])
 def test_on_a_gpu_the_first_run_is_waited_for_and_its_peak_forgotten(
     task, tmp_path, monkeypatch, one_thread
@@ -148,7 +139,7 @@ def run(*options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True)
 
 
-@needs_torch
+@needs.torch
 @pytest.mark.slow
 def test_the_command_writes_a_table_and_json(tmp_path):
     file = tmp_path / "out.json"
@@ -172,7 +163,7 @@ def test_the_command_writes_a_table_and_json(tmp_path):
         assert f"| {task} | {row['shape'][0]} x " in done.stdout
 
 
-@needs_torch
+@needs.torch
 @pytest.mark.slow
 def test_without_a_gpu_each_worker_says_so(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -184,7 +175,7 @@ def test_without_a_gpu_each_worker_says_so(monkeypatch):
     assert "| task |" in done.stdout
 
 
-@needs_torch
+@needs.torch
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import needs
 import numpy as np
 import pytest
 import training
@@ -30,16 +31,6 @@ model:
 data: {batch_size: 2, crop: 16}
 train: {steps: 100, learning_rate: 0.001, warmup_steps: 2, weight_l1: 5.0}
 """
-
-needs_torch = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None,
-    reason="PyTorch is not installed: pip install 'zmar-jax[torch]'",
-)
-
-
-@pytest.fixture(autouse=True)
-def _scripts_are_importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
 
 
 @pytest.fixture
@@ -73,7 +64,7 @@ def curves(changes: list[str]) -> tuple[Any, Any]:
     return ours, compare_training.run_torch("PyTorch", config, weights, taken, 1)
 
 
-@needs_torch
+@needs.torch
 @pytest.mark.parametrize(
     "changes",
     [
@@ -100,7 +91,7 @@ def test_each_step_measures_the_same(changes):
     assert len({round(step["loss"], 3) for step in theirs}) == 3
 
 
-@needs_torch
+@needs.torch
 @pytest.mark.parametrize("kind", ["adam", "adamw"])
 def test_optimizers_go_the_same_way(kind):
     """Given the same gradients; each half of the model has its own decay."""
@@ -136,7 +127,7 @@ def test_optimizers_go_the_same_way(kind):
         np.testing.assert_allclose(found, w, rtol=3e-6, atol=1e-6)
 
 
-@needs_torch
+@needs.torch
 def test_the_command_draws_and_tells(pairs, tmp_path, monkeypatch, capsys):
     pytest.importorskip("matplotlib")
     import compare_training

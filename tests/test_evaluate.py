@@ -102,7 +102,8 @@ def test_a_batch_over_four_devices_restores_as_one_by_one(network):
     assert jax.device_count() == 4
     lows = [LOWS[i] for i in (0, 1, 2)]
     sampling = Sampling(heat=0.5, samples=2, seed=3)
-    together = network.restore(lows, sampling, network.encode(lows))
+    seen = network.see(lows)
+    together = network.restore(seen, sampling, network.encode(seen))
     alone = restorer()
     for low, (mean, std) in zip(lows, together, strict=True):
         expected_mean, expected_std = alone.sample(low, 0.5, 3, 2)
@@ -113,14 +114,15 @@ def test_a_batch_over_four_devices_restores_as_one_by_one(network):
     programs = alone.programs(32, 32)
     features = programs.encode(alone.variables, lows[1][None])
     mode = programs.decode(alone.variables, np.zeros((1, 4, 4, 192), np.float32), features)
-    _, (mean, _), _ = network.restore(lows, Sampling(), network.encode(lows))
+    seen = network.see(lows)
+    _, (mean, _), _ = network.restore(seen, Sampling(), network.encode(seen))
     np.testing.assert_allclose(mean, mode[0], atol=2e-5)
 
 
 def test_likelihoods_are_the_models_whatever_the_batch(network):
     indices, seeds = (0, 1, 4), [7, 8, 9]
     lows, gts = [LOWS[i] for i in indices], [GTS[i] for i in indices]
-    found = network.bits_per_dim(gts, seeds, network.encode(lows))
+    found = network.bits_per_dim(gts, seeds, network.encode(network.see(lows)))
     nll = compilation.jit(lambda *args: ZmarSNFlow(TINY).apply(*args, method="nll"))
     for low, gt, seed, bits in zip(lows, gts, seeds, found, strict=True):
         noise = jax.random.uniform(jax.random.key(seed), gt.shape) - 0.5
@@ -139,7 +141,8 @@ def test_the_self_ensemble_is_the_mean_of_eight_restorations(network):
             members.append(back if mirrored is low else back[:, ::-1])
     sampling = Sampling(self_ensemble=True)
     assert sampling.members == 8
-    ((mean, std),) = network.restore([low], sampling, network.encode([low]))
+    seen = network.see([low])
+    ((mean, std),) = network.restore(seen, sampling, network.encode(seen))
     np.testing.assert_allclose(255 * mean, np.mean(members, 0), atol=0.51)
     np.testing.assert_allclose(255 * std, np.std(members, 0), atol=0.6)
     assert std.max() > 0
@@ -361,7 +364,8 @@ def test_protocols_and_brightness_are_those_of_metrics(folder, weights_file, tmp
     out = tmp_path / "out"
     assert evaluate(folder, weights_file, out, "--protocol", "rf", "--gt-mean") == 0
     images = json.loads((out / "metrics.json").read_text())["per_image"]
-    ((mean, _),) = network.restore([LOWS[3]], Sampling(), network.encode([LOWS[3]]))
+    seen = network.see([LOWS[3]])
+    ((mean, _),) = network.restore(seen, Sampling(), network.encode(seen))
     # rf sees what is not rounded yet
     expected = score(mean, GTS[3], "rf", gt_mean=True)
     assert images[3]["psnr"] == pytest.approx(expected.psnr, abs=1e-4)

@@ -1,12 +1,12 @@
 """`zmar-jax compare` and scripts/dump_activations.py: the layer where PyTorch parts from this."""
 
-import importlib.util
 import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import golden
+import needs
 import numpy as np
 import pytest
 
@@ -17,16 +17,6 @@ from zmar_jax.torch_port.layers import layers
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 TINY = PRESETS["tiny"]
-
-needs_torch = pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None,
-    reason="PyTorch is not installed: pip install 'zmar-jax[torch]'",
-)
-
-
-@pytest.fixture(autouse=True)
-def _scripts_are_importable(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +40,8 @@ def disturbed(folder: Path, key: str, by: float = 0.5) -> Path:
 @pytest.fixture(scope="module")
 def dumped(weights, tmp_path_factory) -> Any:
     """What PyTorch computes, in each direction and dtype, written once."""
-    import sys
-
-    import torch
-
-    sys.path.insert(0, str(SCRIPTS))
     import dump_activations
+    import torch
 
     torch.set_num_threads(1)
     folder, written = tmp_path_factory.mktemp("dumps"), {}
@@ -68,8 +54,7 @@ def dumped(weights, tmp_path_factory) -> Any:
             assert dump_activations.dump(weights=of, target=written[key], **options) == 0
         return written[key]
 
-    yield write
-    sys.path.remove(str(SCRIPTS))
+    return write
 
 
 def compared(capsys, weights: Path, dump: Path, *options: str) -> tuple[int, dict[str, Any]]:
@@ -95,7 +80,7 @@ def test_every_layer_has_the_name_of_a_module_in_the_release():
     assert net.names[0] == "flowUpsamplerNet.layers.9.affine.fAffine.4"
 
 
-@needs_torch
+@needs.torch
 @pytest.mark.slow
 @pytest.mark.parametrize("direction", ["inverse", "forward"])
 def test_all_layers_agree(direction, weights, dumped, capsys):
@@ -112,7 +97,7 @@ def test_all_layers_agree(direction, weights, dumped, capsys):
     assert not left_out & {"attn", "ffn", "mask", "qkv", "invconv", "actnorm", "norm2", "fAffine"}
 
 
-@needs_torch
+@needs.torch
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "layer"),
@@ -132,7 +117,7 @@ def test_a_disturbed_weight_is_found(key, layer, weights, dumped, tmp_path, caps
     assert result["first_divergence"].startswith(key.rsplit(".", 3)[0].split(".weight")[0][:12])
 
 
-@needs_torch
+@needs.torch
 @pytest.mark.slow
 @pytest.mark.parametrize("autocast", ["bfloat16", "float16"])
 def test_half_precision_is_told_from_a_mistake(autocast, weights, dumped, tmp_path, capsys):
@@ -147,7 +132,7 @@ def test_half_precision_is_told_from_a_mistake(autocast, weights, dumped, tmp_pa
     )
 
 
-@needs_torch
+@needs.torch
 def test_any_module_with_published_names_is_recorded(tmp_path):
     import torch
     from dump_activations import recording

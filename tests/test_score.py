@@ -55,7 +55,7 @@ def test_the_command_scores_folders_and_files(weights_file, tmp_path, capsys, mo
 
     found = json.loads(score("low", "restored", "--json"))
     seeds = [id_seed(3, "low_a"), id_seed(3, "low_b")]
-    expected = network.bits_per_dim(gts, seeds, network.encode(lows))
+    expected = network.bits_per_dim(gts, seeds, network.encode(network.see(lows)))
     assert found["bits_per_dim"] == {
         name: pytest.approx(bits, rel=1e-6)
         for name, bits in zip(("low_a", "low_b"), expected, strict=True)
@@ -124,6 +124,6 @@ def test_the_true_pair_scores_better_than_a_shifted_or_blurred_one():
             "low blurred": (soft.astype(np.uint8), gt),
         }
         for kind, (dark, clean) in pairs.items():
-            found[kind] += network.bits_per_dim([clean], [0], network.encode([dark]))
+            found[kind] += network.bits_per_dim([clean], [0], network.encode(network.see([dark])))
     means = {kind: np.mean(bits) for kind, bits in found.items()}
     assert all(means["true"] < mean for kind, mean in means.items() if kind != "true"), found

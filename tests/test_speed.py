@@ -18,7 +18,7 @@ from jax import lax
 from zmar_jax import ops
 from zmar_jax.flow import Factored
 from zmar_jax.flow.condition import ConditionProjection, project_all
-from zmar_jax.kernels import conv1, conv3, dense, dw3, winograd
+from zmar_jax.kernels import conv1, conv3, dense, dw3, gram, winograd
 from zmar_jax.models.attention import ZMA
 from zmar_jax.runtime import compilation
 
@@ -130,7 +130,7 @@ def test_square_sums() -> None:
     def sums(square_sum: Callable[[Array], Array]) -> Callable[..., Any]:
         def both(x: Array, taps: Array) -> Any:
             y = dw3(x, taps)
-            return ops.gram(y, y) / 3e4, square_sum(y) / 3e4
+            return gram(y, y) / 3e4, square_sum(y) / 3e4
 
         return both
 

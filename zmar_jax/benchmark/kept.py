@@ -7,6 +7,7 @@ import os
 import pickle
 import platform
 import warnings
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def kept(question: Any, answer: Callable[[], Any], say: Callable[[str], None]) -
     if path.exists():
         try:
             found = pickle.loads(gzip.decompress(path.read_bytes()))
-        except (OSError, EOFError, pickle.UnpicklingError) as e:
+        except (OSError, EOFError, zlib.error, pickle.UnpicklingError) as e:
             warnings.warn(f"{path}: cannot be read ({e}); it is made again", stacklevel=2)
         else:
             say(f"compiled before, by the same code: {path}")

@@ -98,6 +98,7 @@ def devices(target: Slice) -> list[Any]:
 
 
 def installed(platform: str) -> bool:
+    """Whether the compiler of a platform, `tpu` or `cuda`, is installed."""
     if platform == "tpu":
         return importlib.util.find_spec("libtpu") is not None
     plugins = importlib.metadata.entry_points(group="jax_plugins")

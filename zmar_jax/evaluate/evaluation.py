@@ -133,8 +133,9 @@ def _batch(
 ) -> dict[int, _Computed]:
     lows, gts = zip(*(pairs.read(i) for i in batch), strict=True)
     before = network.seconds
-    features = network.encode(lows)
-    restored = network.restore(lows, sampling, features)
+    seen = network.see(lows)
+    features = network.encode(seen)
+    restored = network.restore(seen, sampling, features)
     seconds = (network.seconds - before) / len(batch)
     seeds = [id_seed(sampling.seed, pairs.ids[i]) for i in batch]
     truths = [gt for gt in gts if gt is not None]

@@ -50,7 +50,7 @@ def score_pairs(
     scores = {}
     for batch in batches(sizes, network.rows, network.config.padded):
         ids, lows, restored = zip(*(pairs[i] for i in batch), strict=True)
-        features = network.encode([read_eight_bits(path) for path in lows])
+        features = network.encode(network.see([read_eight_bits(path) for path in lows]))
         seeds = [id_seed(seed, id_) for id_ in ids]
         pictures = [read_eight_bits(path) for path in restored]
         bits = network.bits_per_dim(pictures, seeds, features)

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 
 from zmar_jax import ops
 from zmar_jax.flow import invert_weights
-from zmar_jax.imaging.exposure import as_seen
+from zmar_jax.imaging.exposure import Seen, as_seen
 from zmar_jax.imaging.images import pad_to_multiple, turn
 from zmar_jax.models import ZmarSNFlow, losses
 from zmar_jax.restore import memory
@@ -153,12 +153,16 @@ class Network:
             likelihood=self._likelihood,
         )
 
-    def encode(self, lows: Pictures) -> Any:
+    def see(self, lows: Pictures) -> list[Seen]:
+        """The pictures as the model is to see them."""
+        return [as_seen(low, self._brightness) for low in lows]
+
+    def encode(self, seen: Sequence[Seen]) -> Any:
         """What the flow decodes with, of a whole batch (`ZmarSNFlow.features`)."""
-        return self._encode_seen([as_seen(low, self._brightness).image for low in lows])
+        return self._encode_seen([picture.image for picture in seen])
 
     def restore(
-        self, lows: Pictures, sampling: Sampling, features: Any
+        self, seen: Sequence[Seen], sampling: Sampling, features: Any
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Mean and standard deviation over the restorations of each picture.
 
@@ -168,9 +172,8 @@ class Network:
         Returns:
           float64 [H, W, 3] both, of 1 = white; NaN where a restoration is not finite.
         """
-        padded = self.config.padded(*lows[0].shape[:2])
-        tallies = [Tally(low.shape) for low in lows]
-        seen = [as_seen(low, self._brightness) for low in lows]
+        padded = self.config.padded(*seen[0].image.shape[:2])
+        tallies = [Tally(low.image.shape) for low in seen]
         for turns, mirror in sampling.symmetries:
             if (turns, mirror) != _AS_IT_IS:
                 # as exposed before: a turned picture has other blocks, and they would be measured

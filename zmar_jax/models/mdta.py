@@ -9,7 +9,7 @@ from jax import lax
 
 from zmar_jax import ops
 from zmar_jax.flow.initializers import FanIn, ones
-from zmar_jax.kernels import conv1_dw3, tpu
+from zmar_jax.kernels import conv1_dw3, gram, gram_of, mix_channels, tpu
 from zmar_jax.tiling.rows import Window
 
 Array = jax.Array
@@ -45,12 +45,12 @@ class MDTA(nn.Module):
         b, d, h = x.shape[0], self.width, self.heads
         apart, together = (functools.partial(f, window) for f in (sums_apart, sums_together))
         forms = {"tpu": together} if tpu.has_products_to_spare(x.dtype) else {}
-        gram, *squares = lax.platform_dependent(x, self.qkv, self.taps, **forms, default=apart)
+        products, *squares = lax.platform_dependent(x, self.qkv, self.taps, **forms, default=apart)
         # the heads' own alone would be thin products of transposed arrays
-        gram = gram.reshape(b, h, d // h, h, d // h)
-        gram = jnp.moveaxis(jnp.diagonal(gram, axis1=1, axis2=3), -1, 1)
+        products = products.reshape(b, h, d // h, h, d // h)
+        products = jnp.moveaxis(jnp.diagonal(products, axis1=1, axis2=3), -1, 1)
         qq, kk = (a.reshape(b, h, d // h, 1) for a in squares)
-        return gram, qq, kk
+        return products, qq, kk
 
     def mixer(self, sums: Sums) -> Array:
         """What to multiply v with, [B, d, d], from the sums over all pixels."""
@@ -65,22 +65,22 @@ class MDTA(nn.Module):
     def __call__(self, x: Array, mixer: Array) -> Array:
         """v of x times the mixer: [B, H, W, d]."""
         v = _features(x, self.qkv, self.taps, 2 * self.width, self.width)
-        return ops.mix_channels(v, mixer.astype(v.dtype))
+        return mix_channels(v, mixer.astype(v.dtype))
 
 
 def sums_apart(window: Window, x: Array, kernel: Array, taps: Array) -> Sums:
     """q^T k of all heads with all, [B, d, d], and the sums of squares of q and of k, [B, d]."""
     d = x.shape[-1]
     q, k = (window.counted(_features(x, kernel, taps, i * d, d)) for i in (0, 1))
-    return ops.gram(q, k), ops.square_sum(q), ops.square_sum(k)
+    return gram(q, k), ops.square_sum(q), ops.square_sum(k)
 
 
 def sums_together(window: Window, x: Array, kernel: Array, taps: Array) -> Sums:
     """The same from one product, of q beside k with itself: more arithmetic in fewer passes."""
     d = x.shape[-1]
-    gram = ops.gram_of(window.counted(_features(x, kernel, taps, 0, 2 * d)))
-    squares = jnp.diagonal(gram, axis1=1, axis2=2)
-    return gram[:, :d, d:], squares[:, :d], squares[:, d:]
+    sums = gram_of(window.counted(_features(x, kernel, taps, 0, 2 * d)))
+    squares = jnp.diagonal(sums, axis1=1, axis2=2)
+    return sums[:, :d, d:], squares[:, :d], squares[:, d:]
 
 
 def _features(x: Array, kernel: Array, taps: Array, first: int, width: int) -> Array:
