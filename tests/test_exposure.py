@@ -26,7 +26,7 @@ from zmar_jax.config import (
 )
 from zmar_jax.data.pipeline import make_loader
 from zmar_jax.evaluate.network import Network, Sampling
-from zmar_jax.imaging.exposure import Exposure, as_seen, choose, expose, measure
+from zmar_jax.imaging.exposure import Exposure, Seen, as_seen, choose, expose, measure
 from zmar_jax.imaging.images import turn
 from zmar_jax.restore.restorer import Restorer
 from zmar_jax.weights import Weights, load_weights, save_weights
@@ -199,6 +199,15 @@ def test_restoring_sees_the_brightened_picture() -> None:
     shown = network.see([low])
     ((mean, _),) = network.restore(shown, Sampling(), network.encode(shown))
     assert np.abs(255 * mean - expected).max() < 0.51
+
+
+def test_of_a_bright_picture_all_but_lost_pixels_stays() -> None:
+    """A guess is no picture: where a pixel is lost, the restoration is taken."""
+    shown, restored = np.full((8, 8, 3), 200, np.uint8), np.full((8, 8, 3), 0.25)
+    lost = np.eye(8, dtype=bool)
+    found = Seen(shown, lost, kept=1.0).keep(restored)
+    np.testing.assert_array_equal(found[lost], restored[lost])
+    np.testing.assert_allclose(found[~lost], 200 / 255)
 
 
 @pytest.fixture

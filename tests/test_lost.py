@@ -161,3 +161,9 @@ def test_where_nothing_or_all_is_lost_nothing_is_guessed() -> None:
     image = darkened("coffee", 0)[:32, :32]
     for lost in (np.zeros((32, 32), bool), np.ones((32, 32), bool)):
         np.testing.assert_array_equal(fill(image, lost), image)
+
+
+def test_a_guess_among_black_pixels_is_not_zero() -> None:
+    lost = np.zeros((16, 16), bool)
+    lost[4:8, 4:8] = True
+    assert (fill(np.zeros((16, 16, 3), np.uint8), lost)[lost] == 1).all()
