@@ -186,6 +186,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("low", "my_pairs/low", "photos", "night"):
         (folder / name).mkdir(parents=True)
         Image.fromarray(low).save(folder / name / "a.png")
+    Image.fromarray(sample()[0][-208:, -208:]).save(folder / "night" / "a.png")  # as NIQE needs
     for name in ("restored", "my_pairs/gt"):
         (folder / name).mkdir(parents=True)
         Image.fromarray(gt).save(folder / name / "a.png")
