@@ -14,7 +14,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 
 from zmar_jax.kernels.pallas import parts
-from zmar_jax.kernels.pallas.parts import CHUNK, IMAGES, LANES, Ring
+from zmar_jax.kernels.pallas.parts import IMAGES, LANES, Ring
 
 Array = jax.Array
 
@@ -69,8 +69,9 @@ def kernel(*refs: Any, height: int, eps: float) -> None:
     """One step, of `Inputs`, `Outputs`, `Scratch`, one after the other."""
     given, rest = Inputs(*refs[:10]), refs[10:]
     found, scratch = Outputs(*rest[:6]), Scratch(*rest[6:])
+    pixels = parts.columns(given.x_ahead.shape[1])[1]
     group, step = pl.program_id(0), pl.program_id(1)
-    hidden, dconv = Ring(scratch.hidden), Ring(scratch.dconv)
+    hidden, dconv = (Ring(a, pixels) for a in (scratch.hidden, scratch.dconv))
 
     @pl.when((group == 0) & (step == 0))
     def _() -> None:
@@ -114,12 +115,12 @@ def _dconv_row(
         lanes = [parts.lanes_from(first), parts.lanes_from(half + first)]
         weights = [[taps[t, :, :, mine] for t in range(9)] for mine in lanes]
 
-        def pixels(i: Array, sums: list[Array]) -> list[Array]:
-            w = i * CHUNK
+        def turn(i: Array, sums: list[Array]) -> list[Array]:
+            w = i * hidden.pixels
             windows = [hidden.window(step, w, mine) for mine in lanes]
             a, b = map(parts.convolve, windows, weights)
             share, density = parts.normal(a)
-            here = pl.ds(w, CHUNK), slice(None), lanes[0]
+            here = pl.ds(w, hidden.pixels), slice(None), lanes[0]
             dgate = gate[here]
             gate[here] = a * share * b
             both = dgate * b * (share + a * density), dgate * a * share
@@ -129,7 +130,7 @@ def _dconv_row(
             return [old + more for old, more in zip(sums, new, strict=True)]
 
         zeros = [jnp.zeros((IMAGES, LANES), jnp.float32)] * 18
-        sums = lax.fori_loop(0, columns // CHUNK, pixels, zeros)
+        sums = lax.fori_loop(0, columns // hidden.pixels, turn, zeros)
         for t, total in enumerate(sums):
             found.taps[t % 9, :, lanes[t // 9]] += total
 
@@ -148,10 +149,10 @@ def _dx_row(
         mine = parts.lanes_from(first)
         weights = [given.taps[t, :, :, mine] for t in reversed(range(9))]
 
-        @pl.loop(0, columns, step=CHUNK)
+        @pl.loop(0, columns, step=dconv.pixels)
         def _(w: Any) -> None:
             d = parts.convolve(dconv.window(step, w, mine), weights)
-            dhidden[pl.ds(w, CHUNK), :, mine] = d
+            dhidden[pl.ds(w, dconv.pixels), :, mine] = d
 
     parts.over_lanes(channels, transposed)
     unit, inverse = parts.normalized(given.x_behind[0].astype(jnp.float32), eps)

@@ -6,6 +6,7 @@ what fills has no gradient.
 """
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -13,8 +14,8 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from zmar_jax.kernels.pallas import backward, forward
-from zmar_jax.kernels.pallas.parts import CHUNK, IMAGES, LANES
+from zmar_jax.kernels.pallas import backward, forward, parts
+from zmar_jax.kernels.pallas.parts import IMAGES, LANES
 
 Array = jax.Array
 
@@ -70,7 +71,7 @@ def feed_forward(
 def vmem_bytes(width: int, channels: int, hidden: int) -> int:
     """What the gradient's kernel may take of a core's VMEM: the more of the two."""
     half, lanes = (n + -n % LANES for n in (hidden, channels))
-    row = (width + CHUNK) * IMAGES * 4
+    row = (math.prod(parts.columns(width)) + 2) * IMAGES * 4
     scratch = row * (6 * 2 + 3) * half
     # each twice: one is on its way while the other is worked on
     blocks = 2 * (5 * row * lanes + 4 * (2 * 2 + 1 + 2 + 1) * lanes * half)
@@ -130,7 +131,7 @@ _feed_forward.defvjp(_forward, _backward)
 
 def _ring(x: Array, weights: Weights) -> tuple[tuple[int, ...], int, int]:
     """Shape of a `Ring` of the hidden channels; its columns without the ends; half its channels."""
-    columns, half = x.shape[1] + -x.shape[1] % CHUNK, weights[-1].shape[0]
+    columns, half = math.prod(parts.columns(x.shape[1])), weights[-1].shape[0]
     return (3, columns + 2, IMAGES, 2 * half), columns, half
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 
 from zmar_jax.kernels.pallas import parts
-from zmar_jax.kernels.pallas.parts import CHUNK, Ring
+from zmar_jax.kernels.pallas.parts import Ring
 
 
 def kernel(
@@ -25,9 +25,9 @@ def kernel(
       scale, bias: [1, 1, C]. into: [C, 2 F]; back: [F, C]. taps: [9, 1, 1, 2 F].
       hidden: scratch of `Ring`, 2 F channels. gate: scratch [columns, IMAGES, F].
     """
-    step, ring = pl.program_id(1), Ring(hidden)
-    columns, _, half = gate.shape
-    width = here.shape[1]
+    width, half = here.shape[1], gate.shape[-1]
+    turns, pixels = parts.columns(width)
+    step, ring = pl.program_id(1), Ring(hidden, pixels)
 
     pl.when(step == 0)(ring.clear)
     pl.when(step == height)(lambda: ring.clear_row(step))
@@ -44,13 +44,13 @@ def kernel(
             lanes = [parts.lanes_from(first), parts.lanes_from(half + first)]
             weights = [[taps[t, :, :, mine] for t in range(9)] for mine in lanes]
 
-            @pl.loop(0, columns, step=CHUNK)
+            @pl.loop(0, turns * pixels, step=pixels)
             def _(w: Any) -> None:
                 a, b = (
                     parts.convolve(ring.window(step, w, mine), weight)
                     for mine, weight in zip(lanes, weights, strict=True)
                 )
-                gate[pl.ds(w, CHUNK), :, lanes[0]] = a * parts.normal(a)[0] * b
+                gate[pl.ds(w, pixels), :, lanes[0]] = a * parts.normal(a)[0] * b
 
         parts.over_lanes(half, gated)
         y = parts.product(parts.flat(gate[:width], back.dtype), back[...])

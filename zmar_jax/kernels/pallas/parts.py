@@ -20,17 +20,25 @@ IMAGES = 8
 """Sublanes of a register."""
 LANES = 128
 """Lanes of a register."""
-CHUNK = 8
-"""Pixels of a loop's turn: their window of taps stays in registers."""
+PIXELS = 16
+"""Of a loop's turn, at most: fewer waited longer, by libtpu's schedule."""
+
+
+def columns(width: int) -> tuple[int, int]:
+    """How many turns a loop over the pixels of a row takes, and of how many pixels each."""
+    turns = -(-width // PIXELS)
+    return turns, -(-width // turns)
 
 
 class Ring(NamedTuple):
     """The last three rows of an array, float32, with a pixel of zeros at both ends.
 
     ref: [3, columns + 2, IMAGES, F] in VMEM; the row of step s lies at s % 3.
+    pixels: of a window.
     """
 
     ref: Any
+    pixels: int
 
     def clear(self) -> None:
         self.ref[...] = jnp.zeros(self.ref.shape, jnp.float32)
@@ -43,18 +51,17 @@ class Ring(NamedTuple):
         self.ref[lax.rem(step, 3), pl.ds(first + 1, len(pixels)), :, lanes] = pixels
 
     def window(self, step: Array, first: Array, lanes: Any) -> list[Array]:
-        """The nine neighbours of the CHUNK pixels from `first` on, in the row before this step's.
+        """The nine neighbours of the pixels from `first` on, in the row before this step's.
 
-        [CHUNK, IMAGES, LANES] each, in the order of a kernel's rows and columns.
+        [pixels, IMAGES, LANES] each, in the order of a kernel's rows and columns.
         """
-        rows = (
-            self.ref[lax.rem(step + i, 3), pl.ds(first, CHUNK + 2), :, lanes] for i in (1, 2, 3)
-        )
-        return [row[j : j + CHUNK] for row in rows for j in range(3)]
+        near = pl.ds(first, self.pixels + 2)
+        rows = (self.ref[lax.rem(step + i, 3), near, :, lanes] for i in (1, 2, 3))
+        return [row[j : j + self.pixels] for row in rows for j in range(3)]
 
 
 def convolve(window: Sequence[Array], taps: Sequence[Array]) -> Array:
-    """A depthwise convolution: nine neighbours [CHUNK, IMAGES, LANES], nine taps [1, 1, LANES]."""
+    """A depthwise convolution: nine neighbours [pixels, IMAGES, LANES], nine taps [1, 1, LANES]."""
     return functools.reduce(operator.add, map(operator.mul, window, taps))
 
 
