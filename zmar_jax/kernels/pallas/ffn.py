@@ -64,7 +64,7 @@ def feed_forward(
         jnp.pad(project_out, [*more, (0, 0)]).astype(x.dtype),
     )
     x = jnp.pad(x, [(0, -images % IMAGES)] + [(0, 0)] * 3)
-    y = _feed_forward(eps, interpret, x.transpose(1, 2, 0, 3), weights)
+    y: Any = _feed_forward(eps, interpret, x.transpose(1, 2, 0, 3), weights)
     return y.transpose(2, 0, 1, 3)[:images]
 
 
