@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 from zmar_jax.benchmark import topology
 from zmar_jax.config import Config, ConfigError, ModelConfig, TrainConfig, override
@@ -138,3 +139,26 @@ def test_the_kernels_compile(name, dtype):
     traced = value_and_gradients.trace(kernel, dy, x, *weights)
     text: Any = traced.lower(lowering_platforms=("tpu",)).compile().as_text()
     assert text.count("tpu_custom_call") == 2
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_chips_split_the_batch_and_add_their_gradients():
+    mesh = sharding.make_mesh(1, topology.devices(topology.parse_slice("v5e:2x2")))
+    batch, whole = (NamedSharding(mesh, spec) for spec in (sharding.BATCH, sharding.REPLICATED))
+    x, *weights, dy = (
+        jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=batch if a.shape[0] == 32 else whole)
+        for a in jax.eval_shape(lambda: drawn((32, 6, 16, 48), 127))
+    )
+
+    def run(dy: Any, *args: Any) -> Any:
+        kernel = functools.partial(ffn.feed_forward, eps=EPS)
+        y, pull = jax.vjp(functools.partial(sharding.over_batch, kernel), *args)
+        return y, *pull(dy)
+
+    compiled = sharding.jit(run, mesh).compile(dy, x, *weights)
+    text: Any = compiled.as_text()
+    assert text.count("tpu_custom_call") == 2
+    assert "all-reduce" in text
+    assert "all-gather" not in text
+    assert compiled.output_shardings[0].is_equivalent_to(batch, 4)
