@@ -20,8 +20,8 @@ IMAGES = 8
 """Sublanes of a register."""
 LANES = 128
 """Lanes of a register."""
-PIXELS = 16
-"""Of a loop's turn, at most: fewer waited longer, by libtpu's schedule."""
+PIXELS = 32
+"""Of a loop's turn, at most: with fewer, registers wait longer, by libtpu's schedule."""
 
 
 def columns(width: int) -> tuple[int, int]:
