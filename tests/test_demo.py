@@ -1,5 +1,6 @@
 """The demo's server: pictures in, jobs, results out, and everything that a visitor gets wrong."""
 
+import importlib.util
 import io
 import json
 import sys
@@ -13,10 +14,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-pytest.importorskip("uvicorn", reason="needs pip install 'zmar-jax[demo]'")
-testclient = pytest.importorskip("starlette.testclient", reason="needs starlette and httpx")
+if any(importlib.util.find_spec(name) is None for name in ("starlette", "uvicorn", "httpx")):
+    pytest.skip("needs pip install 'zmar-jax[dev]'", allow_module_level=True)
 
 import golden
+from starlette.testclient import TestClient
 
 from zmar_jax.config import PRESETS
 from zmar_jax.demo.app import Demo, make_app
@@ -69,7 +71,7 @@ def hand() -> Hand:
 @pytest.fixture
 def client(tmp_path: Path, hand: Hand) -> Iterator[Any]:
     app = make_app(Demo(tmp_path, hand, upload_mb=1), ["testserver"])
-    with testclient.TestClient(app, raise_server_exceptions=False) as client:
+    with TestClient(app, raise_server_exceptions=False) as client:
         yield client
         hand.go.set()
 

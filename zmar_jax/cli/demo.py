@@ -89,5 +89,7 @@ def _size(text: str) -> tuple[int, int]:
     """(height, width) of `400x600`."""
     match = re.fullmatch(r"(\d{2,5})x(\d{2,5})", text)
     if not match or min(map(int, match.groups())) < 16:
-        raise UsageError(f"--size must be HEIGHTxWIDTH of 16 pixels or more, as 480x640, got {text!r}")
+        raise UsageError(
+            f"--size must be HEIGHTxWIDTH of 16 pixels or more, as 480x640, got {text!r}"
+        )
     return int(match[1]), int(match[2])

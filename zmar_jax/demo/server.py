@@ -28,7 +28,7 @@ def listen(host: str, port: int) -> socket.socket:
 def address(listening: socket.socket) -> str:
     """What to open in a browser on this machine."""
     host, port = listening.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    host: str = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, str(host))
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/"
 
 

@@ -72,7 +72,9 @@ class Shelf:
                 raise DemoError(str(e)) from e
             return name
         brings = "; or bring a file, or name hf:user/name" if self.free else ""
-        raise DemoError(f"{name}: no such weights here; there are {', '.join(self.names())}{brings}")
+        raise DemoError(
+            f"{name}: no such weights here; there are {', '.join(self.names())}{brings}"
+        )
 
 
 class Studio:

@@ -184,7 +184,9 @@ function listen() {
   });
   on("#controls", "submit", (event) => {
     event.preventDefault();
-    if (picture) trying(restore);
+    if (!picture) return;
+    $("#stage").scrollIntoView({ block: "nearest" });
+    trying(restore);
   });
   on("#cancel", "click", () => trying(() => ask(`/api/jobs/${job}`, { method: "DELETE" })));
   on("#error button", "click", () => say(""));
