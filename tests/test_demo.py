@@ -3,6 +3,9 @@
 import importlib.util
 import io
 import json
+import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -18,6 +21,7 @@ if any(importlib.util.find_spec(name) is None for name in ("starlette", "uvicorn
     pytest.skip("needs pip install 'zmar-jax[dev]'", allow_module_level=True)
 
 import golden
+import httpx
 from starlette.testclient import TestClient
 
 from zmar_jax.config import PRESETS
@@ -367,6 +371,28 @@ def test_only_some_restorers_are_kept():
     for name in ("bundled", "b", "bundled", "c", "bundled", "b"):
         studio.restorer(name)
     assert loaded == ["bundled", "b", "c", "b"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("end", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_the_command_serves_until_it_is_ended(tmp_path, end, code):
+    command = (sys.executable, "-m", "zmar_jax", "demo", "--no-browser", "--port", "0")
+    env = os.environ | {"TMPDIR": str(tmp_path)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen((*command, "--size", "40x48"), env=env, **pipes) as process:
+        assert process.stdout
+        url = process.stdout.readline().split()[-1]
+        with httpx.Client(base_url=url, timeout=60) as client:
+            assert "zmar-jax demo" in client.get("/").text
+            told = ended(client, start(client, add(client)).json())
+            assert told["state"] == "done", told
+            got = client.get(told["result"]["restored"]).content
+            assert Image.open(io.BytesIO(got)).size == (48, 40)
+        assert list(tmp_path.glob("zmar-jax-demo-*"))
+        process.send_signal(end)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in err) == (code, False), err
+    assert not list(tmp_path.glob("zmar-jax-demo-*"))
 
 
 def test_a_port_that_is_taken_is_said_in_one_line():

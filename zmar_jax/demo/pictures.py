@@ -71,6 +71,7 @@ class Pictures:
         self.folder, self.kept = folder, kept
         self._pictures: dict[str, Picture] = {}
         self._lock = threading.Lock()
+        self._reading = threading.Lock()  # many pictures at once would not fit into memory
 
     def place(self) -> Path:
         """A new folder for one upload."""
@@ -87,8 +88,8 @@ class Pictures:
         folder, name = upload.parent, safe_name(name)
         source = upload.rename(folder / f"source{PurePosixPath(name).suffix}")
         try:
-            photo = read_photo(source)
-            return self._keep(name, folder, photo)
+            with self._reading:
+                return self._keep(name, folder, read_photo(source))
         except ImageError as e:
             shutil.rmtree(folder)
             raise ImageError(str(e).replace(str(source), name)) from e

@@ -1,5 +1,6 @@
 """Starting the page's server: its socket, the first compilation, and the end."""
 
+import signal
 import socket
 import tempfile
 from collections.abc import Callable
@@ -10,6 +11,7 @@ import uvicorn
 from zmar_jax.demo.app import Demo, make_app
 from zmar_jax.demo.errors import DemoError
 from zmar_jax.demo.studio import Studio
+from zmar_jax.runtime.stop import remembered
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -47,5 +49,7 @@ def serve(
         app = make_app(Demo(Path(folder), studio, upload_mb), hosts)
         config = uvicorn.Config(app, log_level="warning", server_header=False)
         server = uvicorn.Server(config)
-        ready()
-        server.run(sockets=[listening])
+        # uvicorn raises the signal that ended it once more, and the folder is still to be removed
+        with remembered(signal.SIGTERM):
+            ready()
+            server.run(sockets=[listening])

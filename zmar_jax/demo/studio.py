@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from zmar_jax.data.masks import read_mask
-from zmar_jax.demo.errors import DemoError
+from zmar_jax.demo.errors import DemoError, gone
 from zmar_jax.demo.jobs import Job
 from zmar_jax.imaging.images import Photo, pad_to_multiple, read_photo, size_text, write_photo
 from zmar_jax.restore import Restorer, load_restorer
@@ -117,6 +117,8 @@ class Studio:
         wish, picture = job.wish, job.picture
         job.tell("reading the weights")
         restorer = self.restorer(wish.weights)
+        if not picture.source.exists():
+            raise gone("picture")
         photo = read_photo(picture.source)
         check_size(photo.rgb, restorer.config)
         restorer.programs(*pad_to_multiple(photo.rgb, restorer.config.stride).shape[:2])

@@ -208,6 +208,7 @@ function listen() {
   });
   on("#brush", "input", () => (view.brush = +$("#brush").value));
   for (const kind of ["dragover", "dragleave", "drop"]) addEventListener(kind, dragged);
+  addEventListener("pagehide", () => job && fetch(`/api/jobs/${job}`, { method: "DELETE", keepalive: true }));
   addEventListener("paste", (event) => event.clipboardData.files.length && trying(() => drop(event.clipboardData.files)));
 }
 
