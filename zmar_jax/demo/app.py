@@ -26,7 +26,7 @@ from zmar_jax.demo.studio import EXPECTED, Studio
 from zmar_jax.demo.wishes import MOST_SAMPLES, wish
 from zmar_jax.imaging.images import SUFFIXES, ImageError
 
-PAGE = Path(__file__).parent / "page"
+PAGE: Path = Path(__file__).parent / "page"
 MB = 1_000_000
 WEIGHTS_MB = 4000
 WEIGHTS_SUFFIXES = (".safetensors", ".pth")
@@ -43,11 +43,13 @@ class Demo:
     """
 
     def __init__(self, folder: Path, studio: Studio, upload_mb: int = 64):
-        self.studio, self.upload_mb = studio, upload_mb
-        self.pictures, self.weights = Pictures(folder / "pictures"), folder / "weights"
+        self.studio: Studio = studio
+        self.upload_mb: int = upload_mb
+        self.pictures: Pictures = Pictures(folder / "pictures")
+        self.weights: Path = folder / "weights"
         self.pictures.folder.mkdir()
         self.weights.mkdir()
-        self.jobs = Jobs(studio.work, EXPECTED)
+        self.jobs: Jobs = Jobs(studio.work, EXPECTED)
 
     def routes(self) -> list[Route | Mount]:
         return [
@@ -145,7 +147,7 @@ class SameOrigin:
     done."""
 
     def __init__(self, app: ASGIApp):
-        self.app = app
+        self.app: ASGIApp = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":

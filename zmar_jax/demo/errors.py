@@ -6,7 +6,7 @@ class DemoError(ValueError):
 
     def __init__(self, message: str, status: int = 400):
         super().__init__(message)
-        self.status = status
+        self.status: int = status
 
 
 def gone(what: str) -> DemoError:

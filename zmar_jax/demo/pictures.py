@@ -68,7 +68,8 @@ class Pictures:
     """
 
     def __init__(self, folder: Path, kept: int = KEPT):
-        self.folder, self.kept = folder, kept
+        self.folder: Path = folder
+        self.kept: int = kept
         self._pictures: dict[str, Picture] = {}
         self._lock = threading.Lock()
         self._reading = threading.Lock()  # many pictures at once would not fit into memory

@@ -14,13 +14,19 @@ import numpy as np
 from zmar_jax.data.masks import read_mask
 from zmar_jax.demo.errors import DemoError, gone
 from zmar_jax.demo.jobs import Job
+from zmar_jax.imaging.exposure import Seen
 from zmar_jax.imaging.images import Photo, pad_to_multiple, read_photo, size_text, write_photo
 from zmar_jax.restore import Restorer, load_restorer
 from zmar_jax.restore.restorer import check_size
 from zmar_jax.torch_port import WeightsError
 from zmar_jax.weights.download import is_remote, parse
 
-EXPECTED = (ValueError, MemoryError, OSError, jax.errors.JaxRuntimeError)
+EXPECTED: tuple[type[Exception], ...] = (
+    ValueError,
+    MemoryError,
+    OSError,
+    jax.errors.JaxRuntimeError,
+)
 """Errors of pictures, weights and memory, whose text is for the visitor."""
 LOADED = 2
 """So many restorers are kept in memory."""
@@ -49,7 +55,7 @@ class Shelf:
     """
 
     def __init__(self, given: Sequence[str] = (), free: bool = True):
-        self.free = free
+        self.free: bool = free
         self._places = {"bundled": "bundled"} | {name: name for name in given}
 
     def names(self) -> list[str]:
@@ -86,7 +92,8 @@ class Studio:
     """
 
     def __init__(self, shelf: Shelf, load: Callable[[str], Restorer] = load_restorer):
-        self.shelf, self._load = shelf, load
+        self.shelf: Shelf = shelf
+        self._load = load
         self._restorers: collections.OrderedDict[str, Restorer] = collections.OrderedDict()
         self._compiled: set[tuple[str, int, int]] = set()
         self._pace: dict[str, tuple[float, float]] = {}  # seconds a pixel: encoder, sample
@@ -141,7 +148,16 @@ class Studio:
             write_photo(spread, Photo(colours))
         return Result(restored, lost, seen.lost_share, spread, scale)
 
-    def _sample(self, restorer, name, seen, tell, heat=0.0, seed=0, samples=1):
+    def _sample(
+        self,
+        restorer: Restorer,
+        name: str,
+        seen: Seen,
+        tell: Callable[[str, float | None], None],
+        heat: float = 0.0,
+        seed: int = 0,
+        samples: int = 1,
+    ) -> tuple[np.ndarray, np.ndarray]:
         """As `Restorer.sample_seen`; tells each stage, and how long all may take if that is known.
 
         Stages of sizes that were compiled before are measured, for the pictures to come.
