@@ -317,6 +317,7 @@ def job_of(tmp_path: Path, form: Wish) -> Job:
     return Job(pictures.add("a.png", upload), form)
 
 
+@pytest.mark.slow
 def test_its_work_is_what_restore_does(studio, tmp_path, monkeypatch):
     job = job_of(tmp_path, Wish(brightness=1.5, heat=0.5, samples=2, seed=3, mask="painted"))
     lost = np.zeros((40, 48), bool)
