@@ -1,6 +1,6 @@
 """The command line: arguments, tables and progress bars; the work is done elsewhere.
 
-Imports: benchmark, config, data, deploy, evaluate, imaging, restore, runtime, torch_port,
+Imports: benchmark, config, data, demo, deploy, evaluate, imaging, restore, runtime, torch_port,
 train, weights.
 """
 
@@ -16,6 +16,7 @@ from zmar_jax.cli.benchmark import benchmark
 from zmar_jax.cli.compare import compare
 from zmar_jax.cli.compile import compile_
 from zmar_jax.cli.console import UsageError, err, interruptible, out, paths, warnings_in_one_line
+from zmar_jax.cli.demo import demo
 from zmar_jax.cli.doctor import doctor
 from zmar_jax.cli.evaluate import evaluate
 from zmar_jax.cli.export import export
@@ -30,7 +31,7 @@ from zmar_jax.runtime import stop
 app: tyro.extras.SubcommandApp = tyro.extras.SubcommandApp()
 _COMMANDS = (
     *(restore, convert, info, mask, prepare, train, evaluate, score),
-    *(compare, export, doctor),
+    *(compare, export, demo, doctor),
 )
 for _command in _COMMANDS:
     app.command(_command)
@@ -81,6 +82,7 @@ def _message(error: Exception) -> str | None:
 
     from zmar_jax.config import ConfigError
     from zmar_jax.data import DataError
+    from zmar_jax.demo.errors import DemoError
     from zmar_jax.deploy.archive import ExportError
     from zmar_jax.evaluate.records import EvaluationError
     from zmar_jax.imaging.images import ImageError
@@ -94,6 +96,7 @@ def _message(error: Exception) -> str | None:
     users = (
         *(UsageError, CheckpointError, ConfigError, DataError, ImageError),
         *(
+            DemoError,
             EvaluationError,
             ExportError,
             MemoryLimitError,

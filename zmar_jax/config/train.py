@@ -64,7 +64,7 @@ class TrainConfig:
     kernels: Kernels = "auto"
     """How a TPU computes the encoder's feed-forward passes: `xla` leaves them to its compiler,
     `pallas` takes this package's own kernels (`zmar_jax/kernels/pallas/`), and refuses other
-    devices; `auto` is what is faster on the chip by docs/tpu.md, and `xla` on other devices."""
+    devices; `auto` is what has proved faster on the chip (docs/tpu.md): `xla`, so far."""
     fsdp: int = 1
     """Devices that parameters and optimizer are split over; the rest of the mesh splits the batch.
     """
