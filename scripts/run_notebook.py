@@ -9,12 +9,13 @@ The cells run in a folder of their own, which is removed. The notebook is writte
 """
 
 import argparse
-import os
 import sys
 import tempfile
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+from zmar_jax.files.replacing import write_whole
 
 LIMIT = 1200
 """Seconds that a cell may take."""
@@ -67,9 +68,7 @@ def main() -> int:
             print(f"{arguments.notebook}: {e}", file=sys.stderr)
             return 1
     target = arguments.out or arguments.notebook
-    unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-    nbformat.write(notebook, unfinished)
-    unfinished.replace(target)
+    write_whole(target, nbformat.writes(notebook) + "\n")
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for number, (cell, took) in enumerate(zip(code, seconds, strict=True), 1):
         print(f"{number:3} {took:8.1f} s  {cell.source.splitlines()[0]}")

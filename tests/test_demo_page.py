@@ -4,7 +4,6 @@ import base64
 import contextlib
 import importlib.util
 import io
-import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +19,6 @@ if any(importlib.util.find_spec(name) is None for name in ("starlette", "uvicorn
 import golden
 import uvicorn
 from PIL import Image
-from selenium import webdriver
 from selenium.webdriver.common.action_chains import ActionChains
 
 from zmar_jax.config import PRESETS
@@ -127,20 +125,11 @@ class Page:
 
 
 @pytest.fixture
-def page(studio, tmp_path) -> Iterator[Page]:
-    paths = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if None in paths:
-        pytest.skip("needs Debian's packages chromium and chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = str(paths[0])
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,900"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(paths[1]))
+def page(studio, tmp_path, browser) -> Iterator[Page]:
     with served(studio, tmp_path) as url:
-        yield Page(driver, url)
+        yield Page(browser, url)
         studio.free.set()
-        driver.quit()
+        browser.get("about:blank")  # which closes what the server would wait for
 
 
 def photo(kind: str = "PNG") -> bytes:

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import re
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -149,6 +150,22 @@ def range_of(option: str, text: str) -> tuple[float, float]:
     except ValueError:
         raise UsageError(f"{option} must be LOW:HIGH, as in 0.1:0.3, got {text!r}") from None
     return low, high
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """(height, width) of --size HEIGHTxWIDTH."""
+    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text)
+    if not match or min(map(int, match.groups())) < 16:
+        raise UsageError(f"--size must be HEIGHTxWIDTH of at least 16x16, as 400x600; got {text}")
+    return int(match[1]), int(match[2])
+
+
+def check_devices(devices: int) -> None:
+    """Raises UsageError where --devices is not a number of devices that this host has."""
+    import jax
+
+    if not 1 <= devices <= (most := len(jax.local_devices())):
+        raise UsageError(f"--devices must be 1 to {most}, which this host has, got {devices}")
 
 
 def check_seed(seed: int) -> None:

@@ -1,13 +1,12 @@
 """`demo`."""
 
 import importlib.util
-import re
 from typing import Annotated
 
 from rich.text import Text
 from tyro.conf import UseAppendAction, arg
 
-from zmar_jax.cli.console import UsageError, err, memory_limit, out
+from zmar_jax.cli.console import UsageError, check_devices, err, memory_limit, out, size_of
 from zmar_jax.runtime.opening import open_address
 
 INSTALL = "pip install 'zmar-jax[demo]'"
@@ -51,20 +50,17 @@ def demo(
     missing = [name for name in ("starlette", "uvicorn") if not importlib.util.find_spec(name)]
     if missing:
         raise UsageError(f"demo needs the package {' and '.join(missing)}: {INSTALL}")
-    sizes = [_size(text) for text in size]
+    sizes = [size_of(text) for text in size]
     limit = memory_limit(memory)
     if not 1 <= upload_mb <= 100_000:
         raise UsageError(f"--upload-mb must be 1 to 100000, got {upload_mb}")
-    import jax
-
     from zmar_jax.demo.server import LOCAL, address, listen, serve
     from zmar_jax.demo.studio import Shelf, Studio
     from zmar_jax.restore import load_restorer
     from zmar_jax.runtime import compilation
     from zmar_jax.runtime.stop import stop_if_asked
 
-    if not 1 <= devices <= (most := len(jax.local_devices())):
-        raise UsageError(f"--devices must be 1 to {most}, which this host has, got {devices}")
+    check_devices(devices)
     listening = listen(host, port)
     compilation.enable_cache()
     shelf = Shelf(checkpoint, free=host in LOCAL)
@@ -83,13 +79,3 @@ def demo(
             err.print(f"nothing here opens browsers; open {url} yourself")
 
     serve(listening, studio, upload_mb, ready)
-
-
-def _size(text: str) -> tuple[int, int]:
-    """(height, width) of `400x600`."""
-    match = re.fullmatch(r"(\d{2,5})x(\d{2,5})", text)
-    if not match or min(map(int, match.groups())) < 16:
-        raise UsageError(
-            f"--size must be HEIGHTxWIDTH of 16 pixels or more, as 480x640, got {text!r}"
-        )
-    return int(match[1]), int(match[2])

@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 
 from zmar_jax.cli.console import (
     UsageError,
+    check_devices,
     check_folder,
     check_sampling,
     err,
@@ -81,8 +82,6 @@ def restore(
       gps: Keep where a picture was taken; date, camera, dpi and colour profile are always kept.
       open_: Show the result at the end: the picture, or the folder of several.
     """
-    import jax
-
     from zmar_jax.imaging.images import find_photos
     from zmar_jax.imaging.outputs import names_file, output_file, output_paths
     from zmar_jax.restore.restorer import Options, load_restorer, restore_files, std_path
@@ -96,8 +95,7 @@ def restore(
     if brightness != "auto" and not 0 < brightness < math.inf:
         raise UsageError(f"--brightness must be auto or a factor above 0, got {brightness}")
     limit = memory_limit(memory)
-    if not 1 <= devices <= (most := len(jax.local_devices())):
-        raise UsageError(f"--devices must be 1 to {most}, which this host has, got {devices}")
+    check_devices(devices)
     notes: list[str] = []
     if inputs:
         found = find_photos(inputs, skip=target, tell=notes.append)
