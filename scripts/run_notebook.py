@@ -8,12 +8,14 @@ The cells run in a folder of their own, which is removed. The notebook is writte
 --out, only when all of its cells have run.
 """
 
-import argparse
 import sys
 import tempfile
 from datetime import datetime
 from pathlib import Path
 from typing import Any
+
+import tyro
+from tyro.conf import Positional
 
 from zmar_jax.files.replacing import write_whole
 
@@ -47,34 +49,31 @@ def _seconds(cell: Any) -> float:
     return (last - first).total_seconds()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("notebook", type=Path, help="the .ipynb file")
-    parser.add_argument("--out", type=Path, help="where to write it; in place if not given")
-    arguments = parser.parse_args()
-    if not arguments.notebook.is_file():
-        print(f"{arguments.notebook}: no such file", file=sys.stderr)
-        return 1
+def main(notebook: Positional[Path], /, *, out: Path | None = None) -> None:
+    """Runs a notebook and writes it with what its cells show.
+
+    Args:
+      notebook: The .ipynb file.
+      out: Where to write it; in place if not given.
+    """
+    if not notebook.is_file():
+        sys.exit(f"{notebook}: no such file")
     import nbformat  # pyright: ignore[reportMissingImports]
     from nbclient.exceptions import CellExecutionError  # pyright: ignore[reportMissingImports]
 
-    notebook = nbformat.read(arguments.notebook, as_version=4)
+    content = nbformat.read(notebook, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            seconds = execute(notebook, Path(folder))
+            seconds = execute(content, Path(folder))
         except CellExecutionError as e:
-            print(f"{arguments.notebook}: {e}", file=sys.stderr)
-            return 1
-    target = arguments.out or arguments.notebook
-    write_whole(target, nbformat.writes(notebook) + "\n")
-    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+            sys.exit(f"{notebook}: {e}")
+    target = out or notebook
+    write_whole(target, nbformat.writes(content) + "\n")
+    code = [cell for cell in content.cells if cell.cell_type == "code"]
     for number, (cell, took) in enumerate(zip(code, seconds, strict=True), 1):
         print(f"{number:3} {took:8.1f} s  {cell.source.splitlines()[0]}")
     print(f"all {sum(seconds):8.1f} s  {target}: {target.stat().st_size / 1e6:.2f} MB")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    tyro.cli(main, description=__doc__)
