@@ -132,6 +132,8 @@ def dump(
       autocast: Compute under torch.autocast in this dtype.
       seed: Of random pixels, latent and noise.
     """
+    if importlib.util.find_spec("torch") is None:
+        raise ValueError("needs PyTorch: pip install 'zmar-jax[torch]'")
     import torch  # pyright: ignore[reportMissingImports]
 
     from zmar_jax import torch_port
@@ -220,9 +222,6 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def main() -> int:
-    if importlib.util.find_spec("torch") is None:
-        print("error: needs PyTorch: pip install 'zmar-jax[torch]'", file=sys.stderr)
-        return 1
     try:
         return tyro.cli(dump, description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
     except (ValueError, OSError) as e:
