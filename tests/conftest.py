@@ -14,6 +14,7 @@ os.environ["XLA_FLAGS"] = (
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import hub_server
 import jax
 import pytest
 
@@ -78,6 +79,19 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("a disk that can fill up needs the right to mount one")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture
+def the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[hub_server.Hub]:
+    """A stand-in, in the place of the Hugging Face Hub, and an empty cache."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    with hub_server.running() as running:
+        monkeypatch.setattr(constants, "ENDPOINT", running.endpoint)
+        template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
+        yield running
 
 
 @pytest.fixture

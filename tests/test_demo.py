@@ -28,7 +28,7 @@ from zmar_jax.config import PRESETS
 from zmar_jax.demo.app import Demo, make_app
 from zmar_jax.demo.errors import DemoError
 from zmar_jax.demo.jobs import BROKEN, Cancelled, Job, Jobs
-from zmar_jax.demo.pictures import Picture, Pictures, safe_name
+from zmar_jax.demo.pictures import KEPT, Picture, Pictures, safe_name
 from zmar_jax.demo.server import address, listen
 from zmar_jax.demo.studio import Result, Shelf, Studio, spread_map
 from zmar_jax.demo.wishes import Wish, wish
@@ -267,6 +267,18 @@ def test_only_the_newest_pictures_are_kept(tmp_path):
         pictures.get(added[0].id)
 
 
+def test_a_picture_in_work_is_kept_whoever_comes(client, hand):
+    picture = add(client)
+    job = start(client, picture).json()
+    for _ in range(KEPT + 1):
+        add(client)
+    assert client.get(picture["before"]).status_code == 200
+    hand.go.set()
+    assert ended(client, job)["state"] == "done"
+    add(client)
+    assert client.get(picture["before"]).json()["message"].startswith("this picture is no longer")
+
+
 def test_names_are_kept_as_far_as_a_file_may_have_them():
     assert safe_name("C:\\a\\IMG.0001.JPG") == "IMG.0001.JPG"
     assert safe_name("/../.hidden") == "hidden"
@@ -375,9 +387,12 @@ def test_only_some_restorers_are_kept():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("end", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_the_command_serves_until_it_is_ended(tmp_path, end, code):
+@pytest.mark.parametrize(
+    ("end", "code", "host"), [(signal.SIGINT, 130, "127.0.0.1"), (signal.SIGTERM, 0, "0.0.0.0")]
+)
+def test_the_command_serves_until_it_is_ended(tmp_path, end, code, host):
     command = (sys.executable, "-m", "zmar_jax", "demo", "--no-browser", "--port", "0")
+    command += ("--host", host)
     env = os.environ | {"TMPDIR": str(tmp_path)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen((*command, "--size", "40x48"), env=env, **pipes) as process:
@@ -389,6 +404,13 @@ def test_the_command_serves_until_it_is_ended(tmp_path, end, code):
             assert told["state"] == "done", told
             got = client.get(told["result"]["restored"]).content
             assert Image.open(io.BytesIO(got)).size == (48, 40)
+            # to the network the page is open under any name, and takes no weights
+            elsewhere = client.get("/", headers={"Host": "night.example"})
+            weights = client.post("/api/weights?name=a.pth", content=b"x")
+            opened = host == "0.0.0.0"
+            assert elsewhere.status_code == (200 if opened else 400)
+            assert weights.status_code == (403 if opened else 201)
+            assert client.get("/api/about").json()["own_weights"] != opened
         assert list(tmp_path.glob("zmar-jax-demo-*"))
         process.send_signal(end)
         _, err = process.communicate(timeout=60)

@@ -31,20 +31,6 @@ def weights(tmp_path_factory) -> Weights:
     return load_weights(path)
 
 
-@pytest.fixture
-def the_hub(monkeypatch, tmp_path):
-    """The stand-in, in the place of the Hub, and an empty cache."""
-    from huggingface_hub import constants
-
-    with hub_server.running() as running:
-        monkeypatch.setattr(constants, "ENDPOINT", running.endpoint)
-        template = running.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setenv("HF_TOKEN", hub_server.TOKEN)
-        yield running
-
-
 def test_a_folder_comes_back_as_it_was(weights, tmp_path):
     folder = hub.save_pretrained(tmp_path / "mine", weights)
     assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", download.FILE]

@@ -45,11 +45,11 @@ class Demo:
     def __init__(self, folder: Path, studio: Studio, upload_mb: int = 64):
         self.studio: Studio = studio
         self.upload_mb: int = upload_mb
-        self.pictures: Pictures = Pictures(folder / "pictures")
+        self.jobs: Jobs = Jobs(studio.work, EXPECTED)
+        self.pictures: Pictures = Pictures(folder / "pictures", in_work=self.jobs.in_work)
         self.weights: Path = folder / "weights"
         self.pictures.folder.mkdir()
         self.weights.mkdir()
-        self.jobs: Jobs = Jobs(studio.work, EXPECTED)
 
     def routes(self) -> list[Route | Mount]:
         return [

@@ -89,6 +89,12 @@ class Jobs:
                 raise gone("job")
             return self._jobs[id_]
 
+    def in_work(self, picture: Picture) -> bool:
+        """Whether a job of this picture is running or waiting."""
+        with self._changed:
+            jobs = [job for job in self._jobs.values() if job.picture is picture]
+            return any(job.state in ("waiting", "running") for job in jobs)
+
     def cancel(self, job: Job) -> None:
         """Ends a waiting job now, and a running one at its next safe point."""
         with self._changed:

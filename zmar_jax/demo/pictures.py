@@ -5,6 +5,7 @@ import re
 import secrets
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -65,11 +66,18 @@ class Pictures:
     Args:
       folder: an empty one, which is only for them.
       kept: how many are kept.
+      in_work: whether a picture is being restored, or waits for that; then it is kept, too.
     """
 
-    def __init__(self, folder: Path, kept: int = KEPT):
+    def __init__(
+        self,
+        folder: Path,
+        kept: int = KEPT,
+        in_work: Callable[[Picture], bool] = lambda picture: False,
+    ):
         self.folder: Path = folder
         self.kept: int = kept
+        self._in_work = in_work
         self._pictures: dict[str, Picture] = {}
         self._lock = threading.Lock()
         self._reading = threading.Lock()  # many pictures at once would not fit into memory
@@ -131,6 +139,7 @@ class Pictures:
         with self._lock:
             self._pictures[picture.id] = picture
             old = list(self._pictures.values())[: -self.kept]
+            old = [other for other in old if not self._in_work(other)]
             for other in old:
                 del self._pictures[other.id]
         for other in old:

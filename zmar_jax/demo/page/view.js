@@ -107,10 +107,13 @@ export class View {
     } catch {
       // the pointer has gone up already
     }
-    this.pointers.set(event.pointerId, this.point(event));
-    this.sliding = Boolean(event.target.closest("#line")) && this.tool === "look";
-    if (this.tool !== "look" && this.pointers.size === 1) this.stroke(this.point(event), this.point(event));
-    else if (this.tool === "look" && this.fitted && this.pointers.size === 1) this.slideTo(event);
+    const here = this.point(event);
+    this.pointers.set(event.pointerId, here);
+    const alone = this.pointers.size === 1;
+    this.pinched = !alone; // a second finger zooms; what is left of the two does nothing until it is lifted
+    this.sliding = alone && this.tool === "look" && (this.fitted || Boolean(event.target.closest("#line")));
+    this.dab = alone && this.tool !== "look" ? here : undefined;
+    if (this.sliding) this.slideTo(event);
   }
 
   pointermove(event) {
@@ -120,14 +123,18 @@ export class View {
     const here = this.point(event);
     this.pointers.set(event.pointerId, here);
     if (this.pointers.size === 2) this.pinch(event.pointerId, last, here);
+    else if (this.pinched) return;
     else if (this.tool !== "look") this.stroke(last, here);
-    else if (this.sliding || this.fitted) this.slideTo(event);
+    else if (this.sliding) this.slideTo(event);
     else this.move(this.x + here[0] - last[0], this.y + here[1] - last[1]);
+    this.dab = undefined;
   }
 
   pointerup(event) {
+    if (this.dab && event.type === "pointerup") this.stroke(this.dab, this.dab);
     this.pointers.delete(event.pointerId);
     this.sliding = false;
+    this.dab = undefined;
   }
 
   pointerleave() {
