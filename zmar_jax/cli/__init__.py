@@ -4,9 +4,11 @@ Imports: benchmark, config, data, demo, deploy, evaluate, imaging, restore, runt
 train, weights.
 """
 
+import contextlib
 import importlib.metadata
 import io
 import platform
+import re
 import sys
 from collections.abc import Sequence
 
@@ -48,16 +50,11 @@ def main(args: Sequence[str] | None = None) -> int:
     if list(args) == ["--version"]:
         out.print(_versions())
         return 0
+    if list(args)[:1] == ["--tyro-print-completion"]:
+        return _print_completion(args)
     try:
         with interruptible(), warnings_in_one_line():
-            code = app.cli(
-                prog="zmar-jax",
-                description="Low-light restoration with ZMAR-SNFlow in JAX. "
-                "--version tells which one.",
-                args=args,
-                config=(tyro.conf.FlagCreatePairsOff,),
-                registry=paths,
-            )
+            code = _command(args)
             stop.stop_if_asked()  # a command without pictures has had no place to end early
     except Exception as e:
         if not (message := _message(e)):
@@ -68,6 +65,26 @@ def main(args: Sequence[str] | None = None) -> int:
         err.print("interrupted")
         return stop.INTERRUPTED
     return code or 0
+
+
+def _command(args: Sequence[str]) -> int | None:
+    return app.cli(
+        prog="zmar-jax",
+        description="Low-light restoration with ZMAR-SNFlow in JAX. --version tells which one.",
+        args=args,
+        config=(tyro.conf.FlagCreatePairsOff,),
+        registry=paths,
+    )
+
+
+def _print_completion(args: Sequence[str]) -> int:
+    """Prints tyro's script for a shell, in which a help text of two lines would be two words."""
+    script, spec = io.StringIO(), re.compile(r"^COMPLETION_SPEC = .*$", re.M)
+    try:
+        with contextlib.redirect_stdout(script):
+            return _command(args) or 0
+    finally:
+        print(spec.sub(lambda line: line[0].replace(r"\n", " "), script.getvalue()), end="")
 
 
 def _versions() -> str:
