@@ -161,12 +161,9 @@ def _build(module: str | None, state: Mapping[str, Any], config: Any) -> Any:
     if module is None:
         import dataclasses
 
-        from torch_encoder import Sizes
-        from torch_model import ZmarSNFlow
+        from torch_model import loaded
 
-        built = ZmarSNFlow(Sizes.of(dataclasses.asdict(config)))
-        built.load_state_dict({k: state.get(k, v) for k, v in built.state_dict().items()})
-        return built
+        return loaded(dataclasses.asdict(config), state)
     file, _, function = module.rpartition(":")
     if not Path(file).is_file():
         raise ValueError(f"--module {module}: expected FILE.py:FUNCTION, found no file {file!r}")

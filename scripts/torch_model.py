@@ -8,6 +8,7 @@ state dict loads strictly.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch  # pyright: ignore[reportMissingImports]
@@ -215,3 +216,10 @@ class ZmarSNFlow(nn.Module):
         b, _, h, w = image.shape
         z = torch.zeros(b, 192, h // 8, w // 8, device=image.device)
         return self.reverse(z, *network_input(image / 255))[0].clamp(0, 1)
+
+
+def loaded(config: Mapping[str, Any], state: Mapping[str, Tensor]) -> ZmarSNFlow:
+    """The model of these sizes with these weights; those that are not there stay as they begin."""
+    model = ZmarSNFlow(Sizes.of(config))
+    model.load_state_dict({key: state.get(key, own) for key, own in model.state_dict().items()})
+    return model
