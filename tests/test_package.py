@@ -54,6 +54,7 @@ def test_sdist_and_wheel_are_fit_for_pypi(built: Path) -> None:
     run(tool("check-wheel-contents"), wheel, cwd=built)
     packed = set(zipfile.ZipFile(wheel).namelist())
     assert {"zmar_jax/py.typed", "zmar_jax/configs/night.yaml", "zmar_jax/hub.py"} <= packed
+    assert {f"zmar_jax/demo/page/{name}" for name in ("index.html", "page.js", "view.js")} <= packed
     assert not any(name.startswith("tests/") for name in packed)
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
