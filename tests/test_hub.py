@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import yaml
 
 from zmar_jax import cli, hub, torch_port
 from zmar_jax.torch_port import WeightsError
-from zmar_jax.weights import Weights, download, load_weights
+from zmar_jax.weights import Weights, download, load_weights, save_weights
 
 needs_hub = pytest.mark.skipif(
     importlib.util.find_spec("huggingface_hub") is None,
@@ -103,6 +104,20 @@ def test_what_is_pushed_is_loaded_again_and_kept(weights, the_hub, monkeypatch):
     assert len(fetched) == 2  # weights and configuration, once
     for leaf, expected in zip(*map(_leaves, (again.params, weights.params)), strict=True):
         assert np.array_equal(leaf, expected)
+
+
+@needs_hub
+def test_what_the_page_shows_runs(weights, the_hub, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "restoring.md").read_text("utf-8")
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", page, re.S) if "push_to_hub" in b]
+    monkeypatch.chdir(tmp_path)
+    save_weights(Path("runs/photos"), weights)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["weights"].checksum == weights.checksum
+    card = the_hub.repos["user/nights"]["README.md"]
+    assert (Path("nights") / "README.md").read_bytes() == card
+    assert b"# Nights" in card
 
 
 @needs_hub

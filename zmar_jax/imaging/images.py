@@ -102,7 +102,11 @@ def read_photo(path: str | os.PathLike[str], gps: bool = False) -> Photo:
         if not status.st_size:
             raise ValueError("the file is empty")
         with path.open("rb") as file, _pillow_reading():
-            return _decode(path, file, gps)
+            try:
+                return _decode(path, file, gps)
+            except Image.DecompressionBombError as e:
+                reason = f"has more than {MAX_PIXELS // 10**6} million pixels"
+                raise image_error(path, reason, "make it smaller") from e
 
 
 def write_photo(path: str | os.PathLike[str], photo: Photo) -> None:
