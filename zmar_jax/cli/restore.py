@@ -38,6 +38,7 @@ def restore(
     std: bool = False,
     mask: str = "auto",
     brightness: float | Literal["auto"] = "auto",
+    views: Literal["auto", 1, 2, 4, 8] = "auto",
     memory: str | None = None,
     devices: int = 1,
     stripes: Literal["auto", "none"] = "auto",
@@ -75,6 +76,8 @@ def restore(
       mask: Which pixels are lost and are to be filled in: auto finds them; none; an image that is
         white where they are; or a folder of such images, called like the pictures.
       brightness: Factor on the brightness that auto chooses: 1.3 is brighter, 0.8 darker.
+      views: Of how many mirrored and turned views to average the restorations, each of which takes
+        its time: auto is 4 for the models of this package at heat 0, else 1, as published.
       memory: What a picture may take on each device, as 16GiB; by default what is free.
       devices: How many devices share the rows of a picture.
       stripes: How a picture is worked on: auto takes stripes of it where they are faster or needed
@@ -110,7 +113,7 @@ def restore(
     restorer = load_restorer(checkpoint, limit, devices, stripes)
     say_source(checkpoint, restorer.source)
     lost = mask if mask in ("auto", "none") else Path(mask).expanduser()
-    options = Options(heat, samples, seed, std, lost, brightness, gps)
+    options = Options(heat, samples, seed, std, lost, brightness, views, gps)
     with progress(len(paths), "restoring") as step:
         failed = restore_files(restorer, paths, options, step, err.print)
     done = Text(f"{len(paths) - len(failed)} of {len(paths)} restored into ").append(link(target))
