@@ -208,6 +208,8 @@ def test_a_stream_without_a_length_is_cut_off(client, tmp_path):
         ({"samples": 65, "heat": 1}, "samples must be a whole number from 1 to 64"),
         ({"samples": 2}, "samples above 1 need a heat"),
         ({"mask": "/etc/passwd"}, "mask must be one of"),
+        ({"views": 3}, "views must be one of auto, 1, 2, 4, 8, got 3"),
+        ({"views": True}, "views must"),
         ({"weights": "/etc/passwd"}, "/etc/passwd: no such weights here"),
         ({"weights": "hf:nobody"}, "hf:nobody: expected hf:USER/NAME"),
         ({"weight": ""}, "unknown field 'weight'"),
@@ -331,7 +333,8 @@ def job_of(tmp_path: Path, form: Wish) -> Job:
 
 @pytest.mark.slow
 def test_its_work_is_what_restore_does(studio, tmp_path, monkeypatch):
-    job = job_of(tmp_path, Wish(brightness=1.5, heat=0.5, samples=2, seed=3, mask="painted"))
+    form = Wish(brightness=1.5, heat=0.5, samples=2, seed=3, mask="painted", views=2)
+    job = job_of(tmp_path, form)
     lost = np.zeros((40, 48), bool)
     lost[4:9, 6:20] = True
     write_photo(job.picture.mask, Photo(np.dstack([lost * np.uint8(255)] * 3)))
@@ -339,7 +342,7 @@ def test_its_work_is_what_restore_does(studio, tmp_path, monkeypatch):
     monkeypatch.setattr(job, "tell", lambda stage, expected=None: stages.append((stage, expected)))
     result = studio.work(job)
     mean, std = studio.restorer("bundled").sample(
-        np.asarray(Image.open(io.BytesIO(png()))), 0.5, 3, 2, lost, 1.5
+        np.asarray(Image.open(io.BytesIO(png()))), 0.5, 3, 2, lost, 1.5, views=2
     )
     assert np.array_equal(np.asarray(Image.open(result.restored)), mean)
     assert result.lost_share == lost.mean()
@@ -348,12 +351,12 @@ def test_its_work_is_what_restore_does(studio, tmp_path, monkeypatch):
     said = [stage for stage, _ in stages]
     assert said[0] == "reading the weights"
     assert "first compiling for 48x40" in said[2]
-    assert said[-2:] == ["sample 2 of 2", "writing the result"]
+    assert said[-2:] == ["view 2 of 2: sample 2 of 2", "writing the result"]
     for _ in range(2):  # the second run is measured, the third knows
         stages.clear()
         studio.work(job)
     assert "compiling" not in " ".join(stage for stage, _ in stages)
-    assert all(expected for stage, expected in stages if stage.startswith("sample"))
+    assert all(expected for stage, expected in stages if "sample" in stage)
 
 
 def test_its_work_ends_where_it_is_told(studio, tmp_path):

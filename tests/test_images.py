@@ -330,7 +330,10 @@ def test_what_is_no_supported_picture(tmp_path, data, word):
 def test_size_limit_is_200_megapixels_and_not_left_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1234)
     small = saved(Image.new("L", (4, 4)), "BMP")
-    for width, word in ((20_001, "has more than 200 million pixels: make it smaller"), (20_000, "truncated")):
+    for width, word in (
+        (20_001, "200 million pixels: make it"),
+        (20_000, "truncated"),
+    ):
         size = np.array([width, 10_000], "<i4").tobytes()
         with fails(word):
             read(tmp_path, small[:18] + size + small[26:])

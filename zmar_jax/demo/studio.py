@@ -16,6 +16,7 @@ from zmar_jax.demo.errors import DemoError, gone
 from zmar_jax.demo.jobs import Job
 from zmar_jax.imaging.exposure import Seen
 from zmar_jax.imaging.images import Photo, pad_to_multiple, read_photo, size_text, write_photo
+from zmar_jax.imaging.views import Views
 from zmar_jax.restore import Restorer, load_restorer
 from zmar_jax.restore.restorer import Stage, check_size
 from zmar_jax.torch_port import WeightsError
@@ -117,7 +118,8 @@ class Studio:
         grey = np.full((*size, 3), 40, np.uint8)
         restorer = self.restorer("bundled")
         for _ in range(2):
-            self._sample(restorer, "bundled", restorer.see(grey, "none"), lambda *_: None)
+            seen = restorer.see(grey, "none")
+            self._sample(restorer, "bundled", seen, lambda *_: None, views=1)
 
     def work(self, job: Job) -> Result:
         """Restores the job's picture; raises what `Restorer.sample` and `Job.tell` raise."""
@@ -134,7 +136,7 @@ class Studio:
         hidden = None if photo.alpha is None else photo.alpha == 0
         seen = restorer.see(photo.rgb, mask, wish.brightness, hidden)
         image, std = self._sample(
-            restorer, wish.weights, seen, job.tell, wish.heat, wish.seed, wish.samples
+            restorer, wish.weights, seen, job.tell, wish.heat, wish.seed, wish.samples, wish.views
         )
         job.tell("writing the result")
         prefix = picture.folder / job.id
@@ -157,6 +159,7 @@ class Studio:
         heat: float = 0.0,
         seed: int = 0,
         samples: int = 1,
+        views: Views = "auto",
     ) -> tuple[np.ndarray, np.ndarray]:
         """As `Restorer.sample_seen`; tells each stage, and how long all may take if that is known.
 
@@ -179,7 +182,7 @@ class Studio:
             times.append(time.monotonic())
             tell(what, expected)
 
-        done = restorer.sample_seen(seen, heat, seed, samples, tell=begin)
+        done = restorer.sample_seen(seen, heat, seed, samples, views, begin)
         times.append(time.monotonic())
         self._compiled.add((name, *padded))
         if known:

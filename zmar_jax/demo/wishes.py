@@ -3,9 +3,10 @@
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 from zmar_jax.demo.errors import DemoError
+from zmar_jax.imaging.views import Views
 
 MOST_SAMPLES = 64
 MASKS = ("auto", "none", "painted")
@@ -21,6 +22,7 @@ class Wish:
     samples: int = 1
     seed: int = 0
     mask: Literal["auto", "none", "painted"] = "auto"
+    views: Views = "auto"
 
 
 def wish(form: Any) -> Wish:
@@ -39,6 +41,10 @@ def wish(form: Any) -> Wish:
         raise DemoError("weights must be a name")
     if mask not in MASKS:
         raise DemoError(f"mask must be one of {', '.join(MASKS)}, got {mask!r}")
+    views, known_views = form.get("views", "auto"), get_args(Views)
+    if views not in known_views or isinstance(views, bool):
+        said = ", ".join(map(str, known_views))
+        raise DemoError(f"views must be one of {said}, got {views!r}")
     found = Wish(
         weights,
         _number(form, "brightness", 1.0, 0.1, 10),
@@ -46,6 +52,7 @@ def wish(form: Any) -> Wish:
         int(_number(form, "samples", 1, 1, MOST_SAMPLES, whole=True)),
         int(_number(form, "seed", 0, 0, 2**32 - 1, whole=True)),
         cast(Any, mask),
+        views if views == "auto" else cast(Any, int(views)),
     )
     if found.samples > 1 and not found.heat:
         raise DemoError("samples above 1 need a heat above 0, else all samples are the same")

@@ -89,7 +89,8 @@ function wish() {
   const number = (id) => $(id).valueAsNumber;
   const samples = number("#heat") ? number("#samples") : 1;
   const weights = $("#hub").value.trim() || $("#weights").value;
-  return { weights, brightness: number("#brightness"), heat: number("#heat"), samples, seed: number("#seed"), mask };
+  const views = +$("#views").value || "auto";
+  return { weights, brightness: number("#brightness"), heat: number("#heat"), samples, seed: number("#seed"), mask, views };
 }
 
 async function restore() {
