@@ -54,7 +54,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return _print_completion(args)
     try:
         with interruptible(), warnings_in_one_line():
-            code = _command(args)
+            code = _cli(args)
             stop.stop_if_asked()  # a command without pictures has had no place to end early
     except Exception as e:
         if not (message := _message(e)):
@@ -67,7 +67,7 @@ def main(args: Sequence[str] | None = None) -> int:
     return code or 0
 
 
-def _command(args: Sequence[str]) -> int | None:
+def _cli(args: Sequence[str]) -> int | None:
     return app.cli(
         prog="zmar-jax",
         description="Low-light restoration with ZMAR-SNFlow in JAX. --version tells which one.",
@@ -82,7 +82,7 @@ def _print_completion(args: Sequence[str]) -> int:
     script, spec = io.StringIO(), re.compile(r"^COMPLETION_SPEC = .*$", re.M)
     try:
         with contextlib.redirect_stdout(script):
-            return _command(args) or 0
+            return _cli(args) or 0
     finally:
         print(spec.sub(lambda line: line[0].replace(r"\n", " "), script.getvalue()), end="")
 

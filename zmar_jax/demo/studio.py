@@ -186,8 +186,8 @@ class Studio:
         times.append(time.monotonic())
         self._compiled.add((name, *padded))
         if known:
-            views = np.diff(times).reshape(-1, 1 + samples) / (height * width)
-            self._pace[name] = (float(views[:, 0].mean()), float(views[:, 1:].mean()))
+            each = np.diff(times).reshape(-1, 1 + samples) / (height * width)  # a row for each view
+            self._pace[name] = (float(each[:, 0].mean()), float(each[:, 1:].mean()))
         return done
 
 
