@@ -1,6 +1,7 @@
 """The command line: arguments, tables and progress bars; the work is done elsewhere.
 
-Imports: benchmark, config, data, evaluate, imaging, restore, runtime, torch_port, train, weights.
+Imports: benchmark, config, data, evaluate, files, imaging, restore, runtime, torch_port, train,
+weights.
 """
 
 import importlib.metadata
@@ -13,7 +14,15 @@ import tyro
 
 from zmar_jax.cli.benchmark import benchmark
 from zmar_jax.cli.compile import compile_
-from zmar_jax.cli.console import UsageError, err, interruptible, out, paths, warnings_in_one_line
+from zmar_jax.cli.console import (
+    PlaceRefused,
+    UsageError,
+    err,
+    interruptible,
+    out,
+    paths,
+    warnings_in_one_line,
+)
 from zmar_jax.cli.evaluate import evaluate
 from zmar_jax.cli.mask import mask
 from zmar_jax.cli.prepare import prepare
@@ -74,6 +83,7 @@ def _message(error: Exception) -> str | None:
     from zmar_jax.config import ConfigError
     from zmar_jax.data import DataError
     from zmar_jax.evaluate.records import EvaluationError
+    from zmar_jax.files.places import PlaceError
     from zmar_jax.imaging.images import ImageError
     from zmar_jax.runtime.devices import missing_devices
     from zmar_jax.runtime.memory import MemoryLimitError
@@ -84,7 +94,8 @@ def _message(error: Exception) -> str | None:
 
     users = (
         *(UsageError, CheckpointError, ConfigError, DataError, ImageError),
-        *(EvaluationError, MemoryLimitError, ProcessError, TrainingError, WeightsError),
+        *(EvaluationError, MemoryLimitError, PlaceError, ProcessError, TrainingError),
+        *(PlaceRefused, WeightsError),
     )
     if missing := missing_devices(error):
         return missing
