@@ -33,6 +33,15 @@ SETTINGS = (
     *("train.keep=2", "train.ema=0.9"),
 )
 
+QUICKLY = """
+import sys
+from zmar_jax.cli import main
+from zmar_jax.runtime import compilation
+compilation.LLVM_LEVEL = 0
+sys.exit(main(sys.argv[1:]))
+"""
+"""The command, compiled with few passes: small sizes compile for longer than they run."""
+
 
 @pytest.fixture(params=["gs", "s3"])
 def bucket(request, tmp_path, monkeypatch) -> Iterator[tuple[str, Gate, dict[str, str]]]:
@@ -48,7 +57,7 @@ def start(workdir: str | Path, log: Path, *more: str) -> subprocess.Popen:
     command = ["train", "--config", "tiny", "--workdir", str(workdir), *SETTINGS, *more]
     with log.open("a") as file:
         return subprocess.Popen(
-            [sys.executable, "-m", "zmar_jax", *command],
+            [sys.executable, "-c", QUICKLY, *command],
             stderr=file,
             env=with_environment(
                 {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "TMPDIR": str(log.parent)}
