@@ -1,6 +1,6 @@
 """The command line: arguments, tables and progress bars; the work is done elsewhere.
 
-Imports: benchmark, config, data, deploy, evaluate, imaging, restore, runtime, torch_port,
+Imports: benchmark, config, data, deploy, evaluate, files, imaging, restore, runtime, torch_port,
 train, weights.
 """
 
@@ -15,7 +15,15 @@ import tyro
 from zmar_jax.cli.benchmark import benchmark
 from zmar_jax.cli.compare import compare
 from zmar_jax.cli.compile import compile_
-from zmar_jax.cli.console import UsageError, err, interruptible, out, paths, warnings_in_one_line
+from zmar_jax.cli.console import (
+    PlaceRefused,
+    UsageError,
+    err,
+    interruptible,
+    out,
+    paths,
+    warnings_in_one_line,
+)
 from zmar_jax.cli.doctor import doctor
 from zmar_jax.cli.evaluate import evaluate
 from zmar_jax.cli.export import export
@@ -83,6 +91,7 @@ def _message(error: Exception) -> str | None:
     from zmar_jax.data import DataError
     from zmar_jax.deploy.archive import ExportError
     from zmar_jax.evaluate.records import EvaluationError
+    from zmar_jax.files.places import PlaceError
     from zmar_jax.imaging.images import ImageError
     from zmar_jax.runtime.devices import missing_devices
     from zmar_jax.runtime.memory import MemoryLimitError
@@ -93,14 +102,8 @@ def _message(error: Exception) -> str | None:
 
     users = (
         *(UsageError, CheckpointError, ConfigError, DataError, ImageError),
-        *(
-            EvaluationError,
-            ExportError,
-            MemoryLimitError,
-            ProcessError,
-            TrainingError,
-            WeightsError,
-        ),
+        *(EvaluationError, ExportError, MemoryLimitError, PlaceError, PlaceRefused),
+        *(ProcessError, TrainingError, WeightsError),
     )
     if missing := missing_devices(error):
         return missing

@@ -9,6 +9,7 @@ from zmar_jax.config.checks import bounded, check_ranges, require
 MANY = 2**31 - 1
 
 Remat = Literal["none", "blocks", "reversible"]
+Logger = Literal["tensorboard", "wandb"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,9 @@ class TrainConfig:
     validate_every: int = bounded(1000, 1, MANY)
     """The first step and the last are validated, too."""
     checkpoint_every: int = bounded(1000, 1, MANY)
+    loggers: tuple[Logger, ...] = ("tensorboard",)
+    """What else is told what metrics.jsonl says: `tensorboard`, `wandb` (an extra to install), both
+    or none."""
     keep: int = 3
     """Newest checkpoints kept, beside the best by validation PSNR."""
 
