@@ -22,7 +22,7 @@ from zmar_jax.imaging.images import read_photo
 
 COMMANDS = (
     *("restore", "convert", "info", "mask", "prepare", "train", "evaluate", "score", "benchmark"),
-    *("compare", "export", "doctor"),
+    *("compare", "export", "demo", "doctor"),
 )
 
 

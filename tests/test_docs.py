@@ -1,5 +1,6 @@
 """What the pages say is there: cited sections, linked files, the figure, the sizes."""
 
+import dataclasses
 import importlib.util
 import io
 import re
@@ -7,9 +8,11 @@ import tokenize
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
-from zmar_jax.config import ModelConfig
+from zmar_jax.config import Config, ModelConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = {"model.md": ROOT / "docs" / "model.md", "datasets.md": ROOT / "docs" / "datasets.md"}
@@ -126,3 +129,33 @@ def test_the_table_of_sizes_is_the_published_configuration() -> None:
     for name, values in found.items():
         default = getattr(ModelConfig(), name)
         assert values == (default if isinstance(default, tuple) else (default,)), name
+
+
+@pytest.mark.parametrize("page", ["docs/from_pytorch.md", "docs/changing.md"])
+def test_settings_on_a_page_are_those_of_the_configuration(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    settings = set(re.findall(r"[` ]((?:model|data|train)\.(?!py\b|md\b)\w+)", text))
+    assert len(settings) > 3
+    sections = {field.name: field.type for field in dataclasses.fields(Config)}
+    for name in settings:
+        section, _, key = name.partition(".")
+        assert key in {field.name for field in dataclasses.fields(sections[section])}, name
+
+
+def test_the_bijection_on_the_page_is_one() -> None:
+    text = (ROOT / "docs" / "changing.md").read_text("utf-8")
+    names: dict = {}
+    exec(text.partition("```python\n")[2].partition("```")[0], names)
+    module, x = names["Gain"](), np.random.default_rng(0).normal(size=(2, 3, 4, 5))
+    x = jax.numpy.asarray(x, "float32")
+    params = {"params": {"logs": jax.numpy.linspace(-1.0, 1.5, 5)}}
+    y, logdet = module.apply(params, x, method="forward")
+    back, undone = module.apply(params, y, method="inverse")
+    assert np.allclose(back, x, atol=1e-6)
+    assert np.allclose(logdet, -undone)
+
+    def one(flat: jax.Array) -> jax.Array:
+        return module.apply(params, flat.reshape(1, 3, 4, 5), method="forward")[0].ravel()
+
+    jacobian = jax.jacfwd(one)(x[0].ravel())
+    assert np.allclose(logdet[0], np.linalg.slogdet(jacobian)[1], atol=1e-4)

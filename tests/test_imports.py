@@ -21,7 +21,7 @@ LAYERS = (
     ("torch_port",),
     ("weights",),
     ("train", "restore", "hub"),
-    ("evaluate", "deploy"),
+    ("evaluate", "deploy", "demo"),
     ("benchmark",),
     ("cli",),
     ("__main__", "moved"),

@@ -4,7 +4,6 @@ import base64
 import io
 import json
 import re
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -108,22 +107,6 @@ def write_dark(folder: Path) -> Path:
     found = [Records(folder, settings).add(name, "", restored, None, values) for name in "ab"]
     pairs = Pairs("night", "dark", ("a", "b"), ((60, 90),) * 2, ("",) * 2, lambda i: (low, None))
     return report.write_report(summarize(settings, found), pairs, folder)
-
-
-@pytest.fixture
-def browser():
-    webdriver = pytest.importorskip("selenium.webdriver")
-    paths = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if None in paths:
-        pytest.skip("needs Debian's packages chromium and chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = paths[0]
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=1280,900"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(paths[1]))
-    yield driver
-    driver.quit()
 
 
 @pytest.mark.slow

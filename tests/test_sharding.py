@@ -16,6 +16,7 @@ import pytest
 import training
 from jax.sharding import PartitionSpec
 
+from zmar_jax.kernels import conv1
 from zmar_jax.runtime import sharding
 
 HERE = Path(__file__).parent
@@ -196,3 +197,15 @@ def test_constrain_needs_no_mesh() -> None:
     mesh = sharding.make_mesh()
     constrained = sharding.jit(lambda x: sharding.constrain(x, sharding.BATCH), mesh)(x)
     assert {shard.data.shape for shard in constrained.addressable_shards} == {(1,)}
+
+
+def test_no_conditional_is_left_where_a_mesh_says_the_platform() -> None:
+    """Collectives in them ran into each other on four devices of a CPU, and the process ended."""
+    x, kernel = jnp.ones((4, 3, 3, 8)), jnp.ones((8, 8))
+    gradient = jax.make_jaxpr(jax.grad(lambda x, kernel: conv1(x, kernel).sum(), (0, 1)))
+    with jax.set_mesh(sharding.make_mesh()):
+        assert "platform_index" not in str(gradient(x, kernel))
+    assert "platform_index" in str(gradient(x, kernel))
+    package = HERE.parent / "zmar_jax"
+    users = [p.name for p in package.rglob("*.py") if "platform_dependent(" in p.read_text()]
+    assert users == ["ops.py"]

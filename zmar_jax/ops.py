@@ -28,6 +28,21 @@ def hidden_cast(x: Array, policy: str) -> Array:
     return x.astype(jnp.bfloat16) if policy == "bfloat16" else x
 
 
+def by_platform(*arrays: Array, default: Callable[..., Any], **forms: Callable[..., Any]) -> Any:
+    """The form for the platform, as `lax.platform_dependent`.
+
+    With a mesh in context its devices say which, and no conditional is left in the program: XLA
+    keeps those that hold a collective, and on several devices of one CPU such a collective may
+    run beside others, in another order on each device, until none can go on.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    device = None if mesh.empty else mesh.abstract_device
+    if device is None:
+        return lax.platform_dependent(*arrays, default=default, **forms)
+    platform = "cuda" if device.platform == "gpu" else device.platform
+    return forms.get(platform, default)(*arrays)
+
+
 def in_float32(form: Callable[..., Any]) -> Callable[..., Any]:
     """A function of arrays that computes bfloat16 ones in float32, at which CPUs are faster.
 
@@ -211,7 +226,7 @@ affine.defvjp(lambda x, scale, bias: (affine(x, scale, bias), (x, scale)), _affi
 
 def pixel_sum(x: Array) -> Array:
     """Over all axes but the last; a product with ones on CPU, where sums over rows are slow."""
-    return lax.platform_dependent(
+    return by_platform(
         x.reshape(-1, x.shape[-1]),
         cpu=lambda x: jnp.matmul(jnp.ones(len(x), x.dtype), x, precision=HIGHEST),
         default=lambda x: x.sum(0),
@@ -221,7 +236,7 @@ def pixel_sum(x: Array) -> Array:
 @jax.custom_vjp
 def square_sum(x: Array) -> Array:
     """Sums of squares over the pixels: [B, H, W, C] -> [B, C], float32 at least."""
-    return lax.platform_dependent(x, cpu=_square_sum_cpu, default=_square_sum)
+    return by_platform(x, cpu=_square_sum_cpu, default=_square_sum)
 
 
 def _square_sum(x: Array) -> Array:
@@ -293,7 +308,7 @@ def channel_mean(x: Array) -> Array:
     if rest or count < 2:
         return mean(x)
     folded = lambda x: mean(functools.reduce(operator.add, jnp.split(x, count, -1))) / count  # noqa: E731
-    return lax.platform_dependent(x, cpu=folded, default=mean)
+    return by_platform(x, cpu=folded, default=mean)
 
 
 def gelu(x: Array) -> Array:

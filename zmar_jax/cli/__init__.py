@@ -1,7 +1,7 @@
 """The command line: arguments, tables and progress bars; the work is done elsewhere.
 
-Imports: benchmark, config, data, deploy, evaluate, files, imaging, restore, runtime, torch_port,
-train, weights.
+Imports: benchmark, config, data, demo, deploy, evaluate, files, imaging, restore, runtime,
+torch_port, train, weights.
 """
 
 import importlib.metadata
@@ -24,6 +24,7 @@ from zmar_jax.cli.console import (
     paths,
     warnings_in_one_line,
 )
+from zmar_jax.cli.demo import demo
 from zmar_jax.cli.doctor import doctor
 from zmar_jax.cli.evaluate import evaluate
 from zmar_jax.cli.export import export
@@ -38,7 +39,7 @@ from zmar_jax.runtime import stop
 app: tyro.extras.SubcommandApp = tyro.extras.SubcommandApp()
 _COMMANDS = (
     *(restore, convert, info, mask, prepare, train, evaluate, score),
-    *(compare, export, doctor),
+    *(compare, export, demo, doctor),
 )
 for _command in _COMMANDS:
     app.command(_command)
@@ -89,6 +90,7 @@ def _message(error: Exception) -> str | None:
 
     from zmar_jax.config import ConfigError
     from zmar_jax.data import DataError
+    from zmar_jax.demo.errors import DemoError
     from zmar_jax.deploy.archive import ExportError
     from zmar_jax.evaluate.records import EvaluationError
     from zmar_jax.files.places import PlaceError
@@ -102,7 +104,7 @@ def _message(error: Exception) -> str | None:
 
     users = (
         *(UsageError, CheckpointError, ConfigError, DataError, ImageError),
-        *(EvaluationError, ExportError, MemoryLimitError, PlaceError, PlaceRefused),
+        *(DemoError, EvaluationError, ExportError, MemoryLimitError, PlaceError, PlaceRefused),
         *(ProcessError, TrainingError, WeightsError),
     )
     if missing := missing_devices(error):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,7 +9,7 @@ import tyro
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from zmar_jax.cli.console import UsageError, out, table_of
+from zmar_jax.cli.console import UsageError, out, size_of, table_of
 
 benchmark: tyro.extras.SubcommandApp = tyro.extras.SubcommandApp()
 Json = Annotated[bool, arg(name="json")]
@@ -39,7 +38,7 @@ def restore(
     from zmar_jax.config import PRESETS
     from zmar_jax.restore.restorer import load_restorer
 
-    height, width = _size(size)
+    height, width = size_of(size)
     if repeats < 1:
         raise UsageError("--repeats must be 1 or more")
     restorer = load_restorer(checkpoint) if checkpoint else random_restorer(PRESETS[preset])
@@ -152,10 +151,3 @@ def data(
 
 def _print_json(task: str, result: Any) -> None:
     out.print(json.dumps({"task": task, **dataclasses.asdict(result)}))
-
-
-def _size(text: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
-    if not match or min(int(match[1]), int(match[2])) < 16:
-        raise UsageError(f"--size must be HEIGHTxWIDTH of at least 16x16, as 400x600; got {text}")
-    return int(match[1]), int(match[2])

@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import re
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -33,7 +34,7 @@ argument of type `Path` is of this machine, one of type `Place` may be a URL."""
 def _expanded(type_info: Any) -> tyro.constructors.PrimitiveConstructorSpec | None:
     if type_info.type is Path:
         read, metavar = local, "PATH"
-    elif type_info.type == Place:
+    elif type_info.type in (Place, Place | None):
         read, metavar = place, "PATH|URL"
     else:
         return None
@@ -41,7 +42,7 @@ def _expanded(type_info: Any) -> tyro.constructors.PrimitiveConstructorSpec | No
         nargs=1,
         metavar=metavar,
         instance_from_str=lambda args: _read(read, args[0]),
-        is_instance=lambda x: isinstance(x, Path | str),
+        is_instance=lambda x: isinstance(x, Path | str | None),
         str_from_instance=lambda path: [str(path)],
     )
 
@@ -182,6 +183,22 @@ def range_of(option: str, text: str) -> tuple[float, float]:
     except ValueError:
         raise UsageError(f"{option} must be LOW:HIGH, as in 0.1:0.3, got {text!r}") from None
     return low, high
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """(height, width) of --size HEIGHTxWIDTH."""
+    match = re.fullmatch(r"(\d{1,6})x(\d{1,6})", text)
+    if not match or min(map(int, match.groups())) < 16:
+        raise UsageError(f"--size must be HEIGHTxWIDTH of at least 16x16, as 400x600; got {text}")
+    return int(match[1]), int(match[2])
+
+
+def check_devices(devices: int) -> None:
+    """Raises UsageError where --devices is not a number of devices that this host has."""
+    import jax
+
+    if not 1 <= devices <= (most := len(jax.local_devices())):
+        raise UsageError(f"--devices must be 1 to {most}, which this host has, got {devices}")
 
 
 def check_seed(seed: int) -> None:

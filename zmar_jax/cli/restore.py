@@ -11,6 +11,7 @@ from tyro.conf import Positional, arg
 
 from zmar_jax.cli.console import (
     UsageError,
+    check_devices,
     check_folder,
     check_open,
     check_sampling,
@@ -89,8 +90,6 @@ def restore(
       gps: Keep where a picture was taken; date, camera, dpi and colour profile are always kept.
       open_: Show the result at the end: the picture, or the folder of several.
     """
-    import jax
-
     from zmar_jax.restore.restorer import Options, load_restorer, restore_files
     from zmar_jax.runtime import compilation
 
@@ -103,8 +102,7 @@ def restore(
     if brightness != "auto" and not 0 < brightness < math.inf:
         raise UsageError(f"--brightness must be auto or a factor above 0, got {brightness}")
     limit = memory_limit(memory)
-    if not 1 <= devices <= (most := len(jax.local_devices())):
-        raise UsageError(f"--devices must be 1 to {most}, which this host has, got {devices}")
+    check_devices(devices)
     lost = mask if mask in ("auto", "none") else local(mask)
     options = Options(heat, samples, seed, std, lost, brightness, gps)
     with contextlib.ExitStack() as stack:

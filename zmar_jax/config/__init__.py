@@ -20,5 +20,6 @@ from zmar_jax.config.model import PRESETS as PRESETS
 from zmar_jax.config.model import ModelConfig as ModelConfig
 from zmar_jax.config.run import Config as Config
 from zmar_jax.config.run import without_places as without_places
+from zmar_jax.config.train import Kernels as Kernels
 from zmar_jax.config.train import Remat as Remat
 from zmar_jax.config.train import TrainConfig as TrainConfig

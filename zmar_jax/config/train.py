@@ -9,6 +9,7 @@ from zmar_jax.config.checks import bounded, check_ranges, require
 MANY = 2**31 - 1
 
 Remat = Literal["none", "blocks", "reversible"]
+Kernels = Literal["auto", "xla", "pallas"]
 Logger = Literal["tensorboard", "wandb"]
 
 
@@ -61,6 +62,10 @@ class TrainConfig:
     activations of every encoder block and flow step; `reversible`, the same, and the flow's steps
     from their outputs, so that the flow's memory does not grow with `model.flow_steps`. Files of
     older versions hold a flag: `true` is read as `blocks`, `false` as `none`."""
+    kernels: Kernels = "auto"
+    """How a TPU computes the encoder's feed-forward passes: `xla` leaves them to its compiler,
+    `pallas` takes this package's own kernels (`zmar_jax/kernels/pallas/`), and refuses other
+    devices; `auto` is what has proved faster on the chip (docs/tpu.md): `xla`, so far."""
     fsdp: int = 1
     """Devices that parameters and optimizer are split over; the rest of the mesh splits the batch.
     """
@@ -82,6 +87,8 @@ class TrainConfig:
         _check_pattern(self.trainable)
         kinds = get_args(Remat)
         require(self.remat in kinds, f"remat must be one of {kinds}, got {self.remat!r}")
+        ways = get_args(Kernels)
+        require(self.kernels in ways, f"kernels must be one of {ways}, got {self.kernels!r}")
         require(
             list(self.milestones) == sorted(self.milestones),
             f"milestones must not decrease, got {self.milestones}",

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import logging
 import os
 import re
 from collections.abc import Iterator
@@ -110,6 +111,8 @@ def _filesystem(scheme: str) -> Any:
     module, kind, _ = _KINDS[scheme]
     # of gcsfs its plain kind: the other first asks for the layout of each bucket, by another way
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    # they log whole tracebacks of the errors that are raised here as one line
+    logging.getLogger(module.partition(".")[0]).setLevel(logging.CRITICAL)
     # a listing that is remembered would not show what other machines write
     return getattr(importlib.import_module(module), kind)(use_listings_cache=False)
 

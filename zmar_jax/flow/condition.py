@@ -69,9 +69,7 @@ def project(cond: Projection, policy: str) -> Array:
 def project_all(cond: Projection, policy: str) -> Array:
     """What all steps read: [K, B, H, W, D]."""
     features = ops.hidden_cast(cond.features, policy)
-    return lax.platform_dependent(
-        features, cond.kernel, cpu=project_in_turn, default=project_together
-    )
+    return ops.by_platform(features, cond.kernel, cpu=project_in_turn, default=project_together)
 
 
 def project_together(features: Array, kernel: Array) -> Array:

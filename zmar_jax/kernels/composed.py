@@ -11,7 +11,7 @@ from jax import lax
 from zmar_jax.kernels import tpu
 from zmar_jax.kernels.dense import conv1
 from zmar_jax.kernels.depthwise import dw3
-from zmar_jax.ops import HIGHEST
+from zmar_jax.ops import HIGHEST, by_platform
 
 Array = jax.Array
 
@@ -24,7 +24,7 @@ def conv1_dw3(x: Array, kernel: Array, taps: Array) -> Array:
     """dw3(conv1(x)) without padding: [B, H+2, W+2, I], [I, O], [3, 3, 1, O] -> [B, H, W, O]."""
     dense = tpu.has_products_to_spare(x.dtype) and x.shape[-1] <= WIDEST
     forms = {"tpu": _dense} if dense else {}
-    return lax.platform_dependent(x, kernel, taps, **forms, default=_one_by_one)
+    return by_platform(x, kernel, taps, **forms, default=_one_by_one)
 
 
 def _one_by_one(x: Array, kernel: Array, taps: Array) -> Array:

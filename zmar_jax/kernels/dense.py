@@ -9,7 +9,7 @@ from jax import lax
 
 from zmar_jax.kernels import tpu, winograd
 from zmar_jax.kernels.taps import correlate, pad1, taps
-from zmar_jax.ops import HIGHEST, in_float32
+from zmar_jax.ops import HIGHEST, by_platform, in_float32
 
 Array = jax.Array
 
@@ -17,7 +17,7 @@ Array = jax.Array
 def conv1(x: Array, kernel: Array) -> Array:
     """1x1 convolution: [B, H, W, I] with [I, O] -> [B, H, W, O], in the dtype of x."""
     kernel = kernel.astype(x.dtype)
-    return lax.platform_dependent(x, kernel, tpu=_conv1, default=_conv1_of_rows)
+    return by_platform(x, kernel, tpu=_conv1, default=_conv1_of_rows)
 
 
 def _conv1(x: Array, kernel: Array) -> Array:
@@ -42,7 +42,7 @@ def _conv3(x: Array, kernel: Array) -> Array:
     forms: dict[str, Callable[..., Array]] = {"cpu": in_float32(on_cpu)}
     if tpu.narrow(x.shape[-1], x.dtype):
         forms["tpu"] = tpu.conv3
-    return lax.platform_dependent(x, kernel, **forms, default=_plain_conv3)
+    return by_platform(x, kernel, **forms, default=_plain_conv3)
 
 
 def _plain_conv3(x: Array, kernel: Array) -> Array:
@@ -56,7 +56,7 @@ def _conv3_bwd(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]
     dx = _conv3(dy, kernel[::-1, ::-1].swapaxes(2, 3))
     # XLA's own is ten times slower than matmuls on CPU inside a scan; on TPU nine matmuls take
     # longer to compile, and to run; on a GPU they write and read nine copies of x, cuDNN does not
-    dkernel = lax.platform_dependent(
+    dkernel = by_platform(
         pad1(x),
         dy,
         cpu=in_float32(winograd.conv3_weight_gradient),

@@ -21,7 +21,7 @@ def dw3(x: Array, kernel: Array) -> Array:
     Nine shifted multiply-adds that XLA fuses into one loop; `lax.conv` with
     `feature_group_count=C` is ten times slower on CPU.
     """
-    return lax.platform_dependent(x, kernel, cpu=ops.in_float32(_dw3), default=_dw3)
+    return ops.by_platform(x, kernel, cpu=ops.in_float32(_dw3), default=_dw3)
 
 
 def _dw3(x: Array, kernel: Array) -> Array:
@@ -32,7 +32,7 @@ def _dw3(x: Array, kernel: Array) -> Array:
 def _dw3_bwd(residuals: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, kernel = residuals
     dy = jnp.pad(dy, ((0, 0), (2, 2), (2, 2), (0, 0)))
-    gradients = lax.platform_dependent(
+    gradients = ops.by_platform(
         x, kernel[::-1, ::-1], dy, cpu=_dw3_gradients_cpu, default=_dw3_gradients
     )
     return gradients[0], gradients[1].reshape(kernel.shape).astype(kernel.dtype)

@@ -5,9 +5,8 @@ A CPU wants two axes; on a TPU pixels that are brought into one axis are copied.
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
-from zmar_jax.ops import HIGHEST, wide
+from zmar_jax.ops import HIGHEST, by_platform, wide
 
 Array = jax.Array
 
@@ -15,7 +14,7 @@ Array = jax.Array
 def gram(q: Array, k: Array) -> Array:
     """q^T k over the pixels of each image: [B, H, W, I], [B, H, W, J] -> [B, I, J], float32 at
     least."""
-    return lax.platform_dependent(q, k, tpu=_gram, default=_gram_of_rows)
+    return by_platform(q, k, tpu=_gram, default=_gram_of_rows)
 
 
 def _gram(q: Array, k: Array) -> Array:
@@ -50,7 +49,7 @@ gram_of.defvjp(lambda x: (gram_of(x), x), _gram_of_bwd)
 
 def mix_channels(x: Array, mixer: Array) -> Array:
     """Each pixel times its image's matrix: [B, H, W, I] with [B, I, J] -> [B, H, W, J]."""
-    return lax.platform_dependent(x, mixer, tpu=_mix_channels, default=_mix_channels_of_rows)
+    return by_platform(x, mixer, tpu=_mix_channels, default=_mix_channels_of_rows)
 
 
 def _mix_channels(x: Array, mixer: Array) -> Array:

@@ -2,7 +2,7 @@
 
 `reference` is the same function, plain.
 
-Imports: config, flow, kernels, ops, tiling.
+Imports: config, flow, kernels, ops, runtime, tiling.
 """
 
 from zmar_jax.models.zmar_snflow import ZmarSNFlow as ZmarSNFlow

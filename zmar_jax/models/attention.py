@@ -4,6 +4,7 @@ The parameters are the published ones. What is linear is composed before it meet
 kernels are small and images are large.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,10 +14,12 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from zmar_jax import ops
-from zmar_jax.config import ModelConfig
+from zmar_jax.config import Kernels, ModelConfig
 from zmar_jax.flow.initializers import FanIn, ones, zeros
 from zmar_jax.kernels import conv1, conv1_dw3, conv3
+from zmar_jax.kernels.pallas import ffn as pallas
 from zmar_jax.models.mdta import MDTA
+from zmar_jax.runtime import kernels, sharding
 from zmar_jax.tiling.rows import WHOLE, Rows
 
 Array = jax.Array
@@ -100,6 +103,7 @@ class Block(nn.Module):
     width: int
     heads: int
     rows: Rows = WHOLE
+    kernels: Kernels = "xla"
 
     def setup(self) -> None:
         eps = self.config.layer_norm_eps
@@ -138,6 +142,8 @@ class Block(nn.Module):
 
     def _feed(self, x: Array) -> Array:
         """x + GDFN(norm2(x))."""
+        if self.rows.whole and kernels.pallas_runs(self.kernels, x, self.hidden):
+            return self._feed_in_one_kernel(x)
         norm, ffn = map(self.rows.free, (self.norm2, self.ffn))
         return self.rows.apply(
             lambda window, x: (window.crop(x) + ffn(window.pad1(norm(x))), ()),
@@ -146,6 +152,14 @@ class Block(nn.Module):
             width=2 * self.hidden,
             in_place=True,
         )[0]
+
+    def _feed_in_one_kernel(self, x: Array) -> Array:
+        norm, ffn = (module.variables["params"] for module in (self.norm2, self.ffn))
+        convs = (ffn[name] for name in ("project_in", "dwconv", "project_out"))
+        eps, interpret = self.config.layer_norm_eps, pallas.INTERPRETED
+        run = functools.partial(pallas.feed_forward, eps=eps, interpret=interpret)
+        with jax.named_scope("ffn"):
+            return sharding.over_batch(run, x, norm["scale"], norm["bias"], *convs)
 
     def _saved(self, results: Any) -> Any:
         """Named for `Stage.remat`, as stripes do not need them to recompute what is wide."""
@@ -164,6 +178,7 @@ class Stage(nn.Module):
     heads: int
     rows: Rows = WHOLE
     remat: bool = False
+    kernels: Kernels = "xla"
 
     @nn.compact
     def __call__(self, x: Array, attention: Array | None = None) -> Array:
@@ -176,5 +191,6 @@ class Stage(nn.Module):
             in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType]
             length=self.length,
         )
-        block = blocks(self.config, x.shape[-1], self.heads, self.rows, name="blocks")
+        sizes = self.config, x.shape[-1], self.heads
+        block = blocks(*sizes, self.rows, self.kernels, name="blocks")
         return block(x, attention)[0]

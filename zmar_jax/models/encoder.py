@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from zmar_jax import ops
-from zmar_jax.config import ModelConfig
+from zmar_jax.config import Kernels, ModelConfig
 from zmar_jax.flow import Factored
 from zmar_jax.flow.initializers import FanIn
 from zmar_jax.kernels import conv1, conv3
@@ -53,6 +53,7 @@ class Encoder(nn.Module):
     config: ModelConfig
     rows: Rows = WHOLE
     remat: bool = False
+    kernels: Kernels = "xla"
 
     def setup(self) -> None:
         # the finest condition's convolution, which makes more channels: see `factored`
@@ -127,7 +128,8 @@ class Encoder(nn.Module):
     def _stage(self, name: str, level: int, length: int | None = None) -> Stage:
         cfg = self.config
         length = cfg.blocks[level - 1] if length is None else length
-        return Stage(cfg, length, cfg.heads[level - 1], self.rows, self.remat, name=name)
+        heads = cfg.heads[level - 1]
+        return Stage(cfg, length, heads, self.rows, self.remat, self.kernels, name=name)
 
     def _conv3(self, name: str, features: int) -> Conv3:
         return Conv3(features, self.rows, name=name)

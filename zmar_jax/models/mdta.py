@@ -5,7 +5,6 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import lax
 
 from zmar_jax import ops
 from zmar_jax.flow.initializers import FanIn, ones
@@ -45,7 +44,7 @@ class MDTA(nn.Module):
         b, d, h = x.shape[0], self.width, self.heads
         apart, together = (functools.partial(f, window) for f in (sums_apart, sums_together))
         forms = {"tpu": together} if tpu.has_products_to_spare(x.dtype) else {}
-        products, *squares = lax.platform_dependent(x, self.qkv, self.taps, **forms, default=apart)
+        products, *squares = ops.by_platform(x, self.qkv, self.taps, **forms, default=apart)
         # the heads' own alone would be thin products of transposed arrays
         products = products.reshape(b, h, d // h, h, d // h)
         products = jnp.moveaxis(jnp.diagonal(products, axis1=1, axis2=3), -1, 1)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.core import meta
 
-from zmar_jax.config import ModelConfig, Remat
+from zmar_jax.config import Kernels, ModelConfig, Remat
 from zmar_jax.flow import initializers
 from zmar_jax.flow.actnorm import ACTNORM_INIT
 from zmar_jax.models import losses, reference
@@ -32,7 +32,7 @@ class ZmarSNFlow(nn.Module):
     `exposure.as_seen` has brightened where the config has a brightness; H and W are multiples of
     the stride and at least `smallest` (`ModelConfig`), else ValueError.
 
-    Four settings choose how it computes. None changes a parameter, or a result beyond rounding.
+    Five settings choose how it computes. None changes a parameter, or a result beyond rounding.
 
     `stripe_bytes`: the encoder, its gradients, and the flow's inverse work on stripes of the image
     whose arrays take about that many bytes (eight times as many in the flow), to stay within caches
@@ -46,6 +46,8 @@ class ZmarSNFlow(nn.Module):
     the whole image and gives the share's; `decode` takes those and the share's latent, and gives
     the share's pixels and the logdet of all rows.
 
+    `kernels` is `TrainConfig`'s, of the encoder's whole images: stripes and shares stay XLA's.
+
     `form` is `fast` or `reference`. The reference (`models.reference`) computes the same from the
     same parameters, in plain jax.numpy and in float32 whatever the policy. It is slow, ignores
     `stripe_bytes` and `remat`, and refuses `shares` and `flow.init_actnorm`. Only it has forward
@@ -57,6 +59,7 @@ class ZmarSNFlow(nn.Module):
     remat: Remat = "none"
     shares: Shares | None = None
     form: Literal["fast", "reference"] = "fast"
+    kernels: Kernels = "xla"
 
     def __post_init__(self) -> None:
         if self.form not in ("fast", "reference"):
@@ -72,7 +75,8 @@ class ZmarSNFlow(nn.Module):
 
     def setup(self) -> None:
         rows = WHOLE if self.is_initializing() else Rows(self.stripe_bytes, self.shares)
-        self.encoder: Encoder = Encoder(self.config, rows, self.remat != "none")
+        kernels = "xla" if self.is_initializing() else self.kernels
+        self.encoder: Encoder = Encoder(self.config, rows, self.remat != "none", kernels)
         if self.remat != "none":
             # the flow's gradients are not in stripes: its layers are narrow
             rows = dataclasses.replace(rows, stripe_bytes=None)

@@ -169,7 +169,7 @@ class Restorer:
           std: float32 [H, W, 3], in units of the dtype (0 to 127.5 for uint8).
         """
         image = picture(image)
-        _check_size(image, self.config)
+        check_size(image, self.config)
         return self.sample_seen(self.see(image, mask, brightness), heat, seed, samples)
 
     def see(
@@ -189,9 +189,19 @@ class Restorer:
         return as_seen(image, self.config.brightness, lost, factor, hidden)
 
     def sample_seen(
-        self, seen: Seen, heat: float, seed: int = 0, samples: int = 1
+        self,
+        seen: Seen,
+        heat: float,
+        seed: int = 0,
+        samples: int = 1,
+        tell: Callable[[int], None] = lambda stage: None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """What `sample` returns, from what `see` gave."""
+        """What `sample` returns, from what `see` gave.
+
+        Args:
+          tell: called with 0 when the encoder begins, and with i when sample i does, from 1; what
+            it raises ends the work.
+        """
         image = seen.image
         heat, seed = real("heat", heat), whole("seed", seed, 0, 2**32)
         samples = whole("samples", samples, 1)
@@ -199,11 +209,13 @@ class Restorer:
         padded = pad_to_multiple(image, self.config.stride)
         programs = self.programs(*padded.shape[:2])
         stop_if_asked()
-        features = programs.encode(self.variables, padded[None])
+        tell(0)
+        features = jax.block_until_ready(programs.encode(self.variables, padded[None]))
         shape = self.config.latent_shape(*padded.shape[:2])
         tally = Tally(image.shape)
         for i in range(samples):
             stop_if_asked()
+            tell(i + 1)
             z = latent(heat, seed, i, shape)
             x = programs.picture(programs.decode(self.variables, z, features))[0]
             tally.add(seen.keep(x[:height, :width]))
@@ -269,7 +281,7 @@ def restore_file(restorer: Restorer, source: Path, target: Path, options: Option
     """
     photo = read_photo(source, options.gps)
     check_format(target, photo)
-    _check_size(photo.rgb, restorer.config)
+    check_size(photo.rgb, restorer.config)
     mask = options.mask
     if isinstance(mask, Path):
         mask = _read_mask(mask, source, photo.rgb)
@@ -313,7 +325,8 @@ def _checked_factor(brightness: Any) -> float:
     return float(brightness)
 
 
-def _check_size(image: np.ndarray, config: ModelConfig) -> None:
+def check_size(image: np.ndarray, config: ModelConfig) -> None:
+    """Raises ValueError where a picture [H, W, 3] is smaller than the model can restore."""
     least = config.smallest
     if min(image.shape[:2]) < least:
         raise ValueError(

@@ -22,12 +22,17 @@ def opener() -> list[str] | None:
 
 def open_path(path: Path) -> bool:
     """Opens a file or a folder and does not wait for it; whether there was something to open it."""
+    return open_address(str(path.absolute()))
+
+
+def open_address(address: str) -> bool:
+    """Opens a path or a URL as `open_path` does."""
     command = opener()
     if command is None:
         return False
     quiet = subprocess.DEVNULL
     process = subprocess.Popen(
-        [*command, str(path.absolute())],
+        [*command, address],
         stdin=quiet,
         stdout=quiet,
         stderr=quiet,

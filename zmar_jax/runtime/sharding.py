@@ -166,3 +166,14 @@ def constrain(tree: Any, spec: PartitionSpec) -> Any:
     if jax.sharding.get_abstract_mesh().empty:
         return tree
     return jax.tree.map(lambda leaf: jax.lax.with_sharding_constraint(leaf, spec), tree)
+
+
+def over_batch(fn: Callable[..., Any], x: jax.Array, *others: jax.Array) -> jax.Array:
+    """fn(x, *others), for what XLA cannot split itself: each device runs it on its images of x.
+
+    Inside a function that `jit` compiles; elsewhere on all of x. `others` are whole everywhere.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return fn(x, *others)
+    specs = (BATCH, *[REPLICATED] * len(others))
+    return jax.shard_map(fn, in_specs=specs, out_specs=BATCH, check_vma=False)(x, *others)

@@ -39,7 +39,8 @@ class TrainState(flax.struct.PyTreeNode):
 
     @property
     def model(self) -> ZmarSNFlow:
-        return ZmarSNFlow(self.config.model, self.stripe_bytes, self.config.train.remat)
+        train = self.config.train
+        return ZmarSNFlow(self.config.model, self.stripe_bytes, train.remat, kernels=train.kernels)
 
 
 def create_state(config: Config, rng: Array, platform: str | None = None) -> TrainState:

@@ -1,0 +1,4 @@
+"""A web page to try the model on: pictures, jobs and weights of a session, and the server.
+
+Imports: data, imaging, restore, runtime, torch_port, weights.
+"""
