@@ -61,7 +61,7 @@ def place(given: str | os.PathLike[str]) -> Place:
     bucket, _, name = rest.rstrip("/").partition("/")
     if not bucket or not name:
         raise PlaceError(f"{text}: expected {scheme}://BUCKET/NAME")
-    _check_installed(scheme)
+    _check_installed(scheme, text)
     return f"{scheme}://{bucket}/{name}"
 
 
@@ -75,6 +75,14 @@ def local(given: str | os.PathLike[str]) -> Path:
     if is_url(text):
         raise PlaceError(f"{text}: is not read or written here; copy it to this machine first")
     return Path(os.path.expanduser(text))
+
+
+def is_there(where: Place) -> bool:
+    """Whether a file or a folder is there, or an object, or some below that name."""
+    if isinstance(where, Path):
+        return where.exists()
+    bucket = Bucket(where)
+    return bucket.is_object() or bool(bucket.names())
 
 
 def cache_folder() -> Path:
@@ -97,12 +105,12 @@ def kept(given: str | os.PathLike[str]) -> Path:
     return cache_folder() / "data" / digest
 
 
-def _check_installed(scheme: str) -> None:
+def _check_installed(scheme: str, text: str) -> None:
     module, _, extra = _KINDS[scheme]
     package = module.partition(".")[0]
     if importlib.util.find_spec(package) is None:
         raise PlaceError(
-            f"{scheme}:// needs {package}: pip install 'zmar-jax[{extra}]' (in a clone: pip "
+            f"{text}: needs {package}: pip install 'zmar-jax[{extra}]' (in a clone: pip "
             f"install '.[{extra}]')"
         )
 
@@ -144,8 +152,9 @@ class Bucket:
 
     def is_object(self) -> bool:
         """Whether the URL itself is an object, as a file is."""
-        with self._errors("read"):
-            return bool(self._files.isfile(self._root))
+        with self._errors("read"), contextlib.suppress(FileNotFoundError):
+            return self._files.info(self._root)["type"] == "file"  # `isfile` hides what is wrong
+        return False
 
     def read(self, name: str = "") -> bytes:
         with self._errors("read", name):

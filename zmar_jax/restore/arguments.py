@@ -24,7 +24,7 @@ def picture(image: Any) -> np.ndarray:
       TypeError: something else; ValueError: another shape or dtype; ImageError: a bad file.
     """
     if isinstance(image, str | os.PathLike):
-        return read_photo(os.path.expanduser(image)).rgb
+        return read_photo(local(image)).rgb
     if isinstance(image, Image.Image):
         image = _pixels(image)
     if not hasattr(image, "__array__"):

@@ -16,7 +16,7 @@ from zmar_jax import torch_port
 from zmar_jax.config import ModelConfig
 from zmar_jax.files.errors import brief, errors_as
 from zmar_jax.files.mirror import Mirror, named, published, scratch
-from zmar_jax.files.places import Bucket, place
+from zmar_jax.files.places import is_there, place
 from zmar_jax.files.replacing import put_back
 from zmar_jax.models import param_shapes
 from zmar_jax.weights import checkpoint, download, folder
@@ -152,8 +152,7 @@ def save_weights(
     where = place(path)
     if isinstance(where, Path):
         return _save(where, weights, to, overwrite, compact)
-    bucket = Bucket(where)
-    if not overwrite and (bucket.is_object() or bucket.names()):
+    if not overwrite and is_there(where):
         raise torch_port.WeightsError(f"{where}: {_THERE}")
     with published(where, last="config/metadata") as target:
         return _save(target.path, weights, to, overwrite, compact)
