@@ -66,10 +66,11 @@ def test_a_url_of_another_scheme_is_refused(command: str, capsys) -> None:
 @pytest.mark.parametrize("command", ANYWHERE)
 def test_what_a_bucket_needs_is_said_where_it_is_missing(command: str, capsys, monkeypatch) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(
-        "importlib.util.find_spec",
-        lambda name, *more: find(name, *more) if name != "gcsfs" else None,
-    )
+
+    def without(name: str, *more: Any) -> Any:
+        return None if name == "gcsfs" else find(name, *more)
+
+    monkeypatch.setattr("importlib.util.find_spec", without)
     line = refusal(command, "gs://bucket/a", capsys)
     assert line.startswith("error: gs://bucket/a: needs gcsfs: pip install 'zmar-jax[gcs]'")
 
