@@ -33,7 +33,7 @@ from zmar_jax.data.pipeline import make_loader
 from zmar_jax.evaluate.pairs import Pairs, Source, kind_of, open_pairs
 from zmar_jax.files.replacing import write_whole
 from zmar_jax.imaging.exposure import as_seen
-from zmar_jax.imaging.images import turn
+from zmar_jax.imaging.views import View
 from zmar_jax.runtime import compilation
 from zmar_jax.runtime.sharding import make_mesh, shard_batch
 from zmar_jax.train import compile_steps
@@ -158,9 +158,9 @@ def _crop(config: Config, pairs: Pairs, rng: np.random.Generator) -> tuple[np.nd
     low, gt = pairs.read(i)
     assert gt is not None
     y, x = (int(rng.integers(n - size + 1)) for n in low.shape[:2])
-    turns, mirror = (int(rng.integers(4)), bool(rng.integers(2)))
+    view = View(int(rng.integers(4)), bool(rng.integers(2)))
     seen = as_seen(low, config.model.brightness).image
-    cut = [turn(a[y : y + size, x : x + size], turns, mirror) for a in (seen, gt)]
+    cut = [view.of(a[y : y + size, x : x + size]) for a in (seen, gt)]
     return cut[0], cut[1]
 
 

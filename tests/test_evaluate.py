@@ -24,6 +24,7 @@ from zmar_jax.evaluate.network import Network, Sampling, batches
 from zmar_jax.evaluate.records import Records, levels_of
 from zmar_jax.evaluate.statistics import bootstrap
 from zmar_jax.imaging.images import Photo, read_photo, write_photo
+from zmar_jax.imaging.views import choose_views
 from zmar_jax.models import losses
 from zmar_jax.restore.restorer import Restorer
 from zmar_jax.runtime import compilation
@@ -131,7 +132,7 @@ def test_likelihoods_are_the_models_whatever_the_batch(network):
         assert bits == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_the_self_ensemble_is_the_mean_of_eight_restorations(network):
+def test_eight_views_give_the_mean_of_eight_restorations(network):
     low = LOWS[2]
     alone, members = restorer(), []
     for mirrored in (low, low[:, ::-1]):
@@ -139,8 +140,7 @@ def test_the_self_ensemble_is_the_mean_of_eight_restorations(network):
             restored = alone(np.rot90(mirrored, turns)).astype(float)
             back = np.rot90(restored, -turns)
             members.append(back if mirrored is low else back[:, ::-1])
-    sampling = Sampling(self_ensemble=True)
-    assert sampling.members == 8
+    sampling = Sampling(views=choose_views(8, 0.0, 0.0))
     seen = network.see([low])
     ((mean, std),) = network.restore(seen, sampling, network.encode(seen))
     np.testing.assert_allclose(255 * mean, np.mean(members, 0), atol=0.51)

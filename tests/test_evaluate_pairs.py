@@ -239,7 +239,7 @@ def test_two_folders_of_any_name_may_be_said_to_pair_or_to_be_clean(tmp_path):
 def test_a_csv_is_no_formula_and_an_equal_picture_has_an_infinite_psnr(tmp_path):
     settings = {
         **{"data": "d", "kind": "pairs", "masks": "none", "protocol": "zmar", "gt_mean": False},
-        **{"weights": "0", "seed": 0, "heat": 0.0, "samples": 1, "self_ensemble": False},
+        **{"weights": "0", "seed": 0, "heat": 0.0, "samples": 1, "views": 1},
     }
     records, found = Records(tmp_path, settings), []
     values = dict.fromkeys(measures_of("pairs").keys, 0.5) | {"height": 1, "width": 1}
@@ -280,7 +280,7 @@ def numbers(data: str, kind: str, **changes) -> table.Table:
         "gt_mean": False,
         "heat": 0.0,
         "samples": 1,
-        "self_ensemble": False,
+        "views": 1,
     }
     return table.compare(summarize(base | changes, records))
 

@@ -27,7 +27,7 @@ from zmar_jax.config import (
 from zmar_jax.data.pipeline import make_loader
 from zmar_jax.evaluate.network import Network, Sampling
 from zmar_jax.imaging.exposure import Exposure, Seen, as_seen, choose, expose, measure
-from zmar_jax.imaging.images import turn
+from zmar_jax.imaging.views import View, choose_views
 from zmar_jax.restore.restorer import Restorer
 from zmar_jax.weights import Weights, load_weights, save_weights
 
@@ -153,7 +153,7 @@ def test_a_turned_picture_is_exposed_alike(size: tuple[int, int]) -> None:
     expected = measure(low, ~low.any(-1), BRIGHTNESS)
     for turns in range(4):
         for mirror in (False, True):
-            turned = turn(low, turns, mirror)
+            turned = View(turns, mirror).of(low)
             found = measure(turned, ~turned.any(-1), BRIGHTNESS)
             np.testing.assert_allclose(found.gains, expected.gains, rtol=1e-4)
             assert found.strength == pytest.approx(expected.strength, rel=1e-3)
@@ -192,12 +192,13 @@ def test_restoring_sees_the_brightened_picture() -> None:
     seen = as_seen(low, BRIGHTNESS)
     assert 0.1 < seen.lost_share < 0.3
     assert seen.image.all()
-    expected = Restorer(TINY, params)(seen.image)
+    expected = Restorer(TINY, params)(seen.image, views=4)
     assert np.ptp(expected) > 0
     np.testing.assert_array_equal(Restorer(EXPOSED, params)(low), expected)
     network = Network(Weights(params, EXPOSED, "safetensors", 0, 0, ()), 1)
     shown = network.see([low])
-    ((mean, _),) = network.restore(shown, Sampling(), network.encode(shown))
+    sampling = Sampling(views=choose_views("auto", BRIGHTNESS, 0.0))
+    ((mean, _),) = network.restore(shown, sampling, network.encode(shown))
     assert np.abs(255 * mean - expected).max() < 0.51
 
 

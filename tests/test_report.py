@@ -19,7 +19,7 @@ from zmar_jax.evaluate.records import Records
 NAMES = ("</script><script>alert(1)</script>", 'b "quoted" & <i>\'é\u2028日本', "deep/c 10", "c 9")
 SETTINGS = {
     **{"data": "</title>lol_v1", "kind": "pairs", "masks": "none", "weights": "0", "seed": 0},
-    **{"protocol": "zmar", "gt_mean": False, "heat": 0.5, "samples": 4, "self_ensemble": False},
+    **{"protocol": "zmar", "gt_mean": False, "heat": 0.5, "samples": 4, "views": 1},
 }
 PSNR = (21.5, None, 9.25, 30.0)
 

@@ -43,6 +43,7 @@ def restore(
     std: bool = False,
     mask: str = "auto",
     brightness: float | Literal["auto"] = "auto",
+    views: Literal["auto", 1, 2, 4, 8] = "auto",
     memory: str | None = None,
     devices: int = 1,
     stripes: Literal["auto", "none"] = "auto",
@@ -83,6 +84,8 @@ def restore(
       mask: Which pixels are lost and are to be filled in: auto finds them; none; an image that is
         white where they are; or a folder of such images, called like the pictures.
       brightness: Factor on the brightness that auto chooses: 1.3 is brighter, 0.8 darker.
+      views: Of how many mirrored and turned views to average the restorations, each of which takes
+        its time: auto is 4 for the models of this package at heat 0, else 1, as published.
       memory: What a picture may take on each device, as 16GiB; by default what is free.
       devices: How many devices share the rows of a picture.
       stripes: How a picture is worked on: auto takes stripes of it where they are faster or needed
@@ -97,14 +100,14 @@ def restore(
     check_open(open_, out_place)
     if std and samples < 2:
         raise UsageError("--std needs --samples of 2 or more")
-    if mask not in ("auto", "none") and not local(mask).exists():
+    lost = mask if mask in ("auto", "none") else local(mask)
+    if isinstance(lost, Path) and not lost.exists():
         raise UsageError(f"--mask {mask}: no such file or folder; or say auto or none")
     if brightness != "auto" and not 0 < brightness < math.inf:
         raise UsageError(f"--brightness must be auto or a factor above 0, got {brightness}")
     limit = memory_limit(memory)
     check_devices(devices)
-    lost = mask if mask in ("auto", "none") else local(mask)
-    options = Options(heat, samples, seed, std, lost, brightness, gps)
+    options = Options(heat, samples, seed, std, lost, brightness, views, gps)
     with contextlib.ExitStack() as stack:
         here = [stack.enter_context(fetched(place, _missing)) for place in inputs]
         written = stack.enter_context(published(out_place))

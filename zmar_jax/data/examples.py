@@ -18,8 +18,8 @@ from zmar_jax.data.hashing import fold, id_seed
 from zmar_jax.data.masks import apply_mask, draw_mask
 from zmar_jax.data.night import Place, draw_scene, night, whole
 from zmar_jax.imaging.exposure import Exposure, expose, measure
-from zmar_jax.imaging.images import turn
 from zmar_jax.imaging.lost import candidates, fill, levels
+from zmar_jax.imaging.views import View
 
 MEASURED = 1 << 18
 """Pixels of a picture; one that has more is measured at that size, to bound the time."""
@@ -72,8 +72,8 @@ class Examples:
         if self.brightness:
             lost = self._lost_in(dark, seed)
             low = fill(expose(low, lost, self.exposure(i, seed, scale)), lost)
-        turns, mirror = _flip(self.config.flip, rng)
-        return turn(low, turns, mirror), turn(dark.gt, turns, mirror)
+        view = _flip(self.config.flip, rng)
+        return view.of(low), view.of(dark.gt)
 
     def whole(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Picture i and its ground truth; always the same, by its id and the seed."""
@@ -140,7 +140,7 @@ def _resized(window: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return cv2.resize(np.asarray(window), size[::-1], interpolation=cv2.INTER_AREA)
 
 
-def _flip(flip: str, rng: np.random.Generator) -> tuple[int, bool]:
-    """Quarter turns and whether to mirror; draws the same numbers whatever `flip` is."""
-    turns, mirror = int(rng.integers(4)), bool(rng.integers(2))
-    return turns if flip == "dihedral" else 0, mirror and flip != "none"
+def _flip(flip: str, rng: np.random.Generator) -> View:
+    """A view as `DataConfig.flip` allows; draws the same numbers whatever `flip` is."""
+    turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
+    return View(turns if flip == "dihedral" else 0, mirrored and flip != "none")

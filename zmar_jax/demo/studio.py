@@ -17,7 +17,7 @@ from zmar_jax.demo.jobs import Job
 from zmar_jax.imaging.exposure import Seen
 from zmar_jax.imaging.images import Photo, pad_to_multiple, read_photo, size_text, write_photo
 from zmar_jax.restore import Restorer, load_restorer
-from zmar_jax.restore.restorer import check_size
+from zmar_jax.restore.restorer import Stage, check_size
 from zmar_jax.torch_port import WeightsError
 from zmar_jax.weights.download import is_remote, parse
 
@@ -167,21 +167,24 @@ class Studio:
         known = (name, *padded) in self._compiled
         times: list[float] = []
 
-        def stage(i: int) -> None:
+        def begin(stage: Stage) -> None:
             pace = self._pace.get(name)
-            expected = height * width * (pace[0] + samples * pace[1]) if known and pace else None
-            what = f"sample {i} of {samples}" if i else "looking at the picture"
-            if not known and i < 2:
+            whole = stage.views * (pace[0] + samples * pace[1]) if pace else 0.0
+            expected = height * width * whole if known and pace else None
+            what = f"sample {stage.sample} of {samples}" if stage.sample else "looking at it"
+            if stage.views > 1:
+                what = f"view {stage.view} of {stage.views}: {what}"
+            if not known and stage.view == 1 and stage.sample < 2:
                 what += f"; first compiling for {size_text(padded)}, which may take a minute"
             times.append(time.monotonic())
             tell(what, expected)
 
-        done = restorer.sample_seen(seen, heat, seed, samples, stage)
+        done = restorer.sample_seen(seen, heat, seed, samples, tell=begin)
         times.append(time.monotonic())
         self._compiled.add((name, *padded))
         if known:
-            steps = np.diff(times) / (height * width)
-            self._pace[name] = (float(steps[0]), float(steps[1:].mean()))
+            views = np.diff(times).reshape(-1, 1 + samples) / (height * width)
+            self._pace[name] = (float(views[:, 0].mean()), float(views[:, 1:].mean()))
         return done
 
 

@@ -16,6 +16,7 @@ from jax import export
 
 from zmar_jax.deploy.archive import DYNAMIC, PARTS, About, ExportError, Reader, need_flatbuffers
 from zmar_jax.files.places import local
+from zmar_jax.imaging.views import Views, choose_views
 from zmar_jax.runtime import compilation
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ class ExportedRestorer:
         seed: int = 0,
         mask: np.ndarray | Literal["auto", "none"] = "auto",
         brightness: float = 1.0,
+        views: Views = "auto",
     ) -> np.ndarray:
         """The restored photograph, as `zmar_jax.load_restorer` gives it.
 
@@ -73,6 +75,7 @@ class ExportedRestorer:
           mask: which pixels are lost, [H, W], nonzero where one is; `none`; or `auto`, as for
             `restore`.
           brightness: a factor on the brightness that is chosen.
+          views: as for `restore`; 8 needs a program of the turned size, too.
 
         Returns:
           The same shape and dtype.
@@ -87,24 +90,29 @@ class ExportedRestorer:
         if not 0 < brightness < math.inf:
             raise ValueError(f"brightness must be a factor above 0, got {brightness}")
         seen = self._see(image, mask, brightness)
-        shown, full = seen.image, np.iinfo(image.dtype).max
+        chosen = choose_views(views, self.about.brightness, heat)
+        rng = jax.random.fold_in(jax.random.key(seed), 0)
+        restored = sum(
+            seen.keep(view.back(self._restored(view.of(seen.image), heat, rng))) for view in chosen
+        ) / len(chosen)
+        if not np.isfinite(restored).all():
+            raise ValueError("restored pixels are not finite; lower the heat, or check the weights")
+        return np.round(np.iinfo(image.dtype).max * restored).astype(image.dtype)
+
+    def _restored(self, image: np.ndarray, heat: float, rng: jax.Array) -> np.ndarray:
+        """What the programs make of a picture, float64 [H, W, 3], of 1 = white."""
         height, width, _ = image.shape
         stride = self.about.stride
         edges = (0, -height % stride), (0, -width % stride), (0, 0)
-        padded = np.pad(shown, edges, mode="reflect")
+        padded = np.pad(image, edges, mode="reflect")
         encode, decode = self._parts(*padded.shape[:2])
         # an IEEE division, as in the model: multiplying by 1/255 differs in the last bit
-        features = encode(self._weights, padded[None].astype(np.float32) / np.float32(full))
+        unit = padded[None].astype(np.float32) / np.float32(np.iinfo(image.dtype).max)
+        features = encode(self._weights, unit)
         rows, columns = (size // stride for size in padded.shape[:2])
-        latent = jax.random.normal(
-            jax.random.fold_in(jax.random.key(seed), 0),
-            (1, rows, columns, self.about.latent_channels),
-        )
+        latent = jax.random.normal(rng, (1, rows, columns, self.about.latent_channels))
         pixels = np.asarray(decode(self._weights, heat * latent, features))
-        restored = seen.keep(pixels[0, :height, :width].astype(np.float64))
-        if not np.isfinite(restored).all():
-            raise ValueError("restored pixels are not finite; lower the heat, or check the weights")
-        return np.round(full * restored).astype(image.dtype)
+        return pixels[0, :height, :width].astype(np.float64)
 
     def _see(self, image: np.ndarray, mask: Any, factor: float) -> "Seen | _AsItIs":
         """The picture as the model is to see it."""

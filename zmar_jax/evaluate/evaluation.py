@@ -62,7 +62,7 @@ def settings(
         **({"darken": to_dict(source.darken)} if darkened else {}),
         **({"sdsd_frames": source.sdsd_frames} if pairs.name.startswith("sdsd") else {}),
         **({} if pairs.kind == "dark" else dataclasses.asdict(scoring)),
-        **dataclasses.asdict(sampling),
+        **{**dataclasses.asdict(sampling), "views": len(sampling.views)},
     }
 
 
@@ -140,7 +140,7 @@ def _batch(
     seeds = [id_seed(sampling.seed, pairs.ids[i]) for i in batch]
     truths = [gt for gt in gts if gt is not None]
     bits = network.bits_per_dim(truths, seeds, features) if truths else [None] * len(batch)
-    several = sampling.members > 1
+    several = sampling.samples > 1
     return {
         i: _Computed(low, gt, mean, std if several else None, b, seconds)
         for i, low, gt, (mean, std), b in zip(batch, lows, gts, restored, bits, strict=True)

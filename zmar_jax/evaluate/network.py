@@ -13,7 +13,8 @@ from jax.sharding import NamedSharding
 from zmar_jax import ops
 from zmar_jax.flow import invert_weights
 from zmar_jax.imaging.exposure import Seen, as_seen
-from zmar_jax.imaging.images import pad_to_multiple, turn
+from zmar_jax.imaging.images import pad_to_multiple
+from zmar_jax.imaging.views import View
 from zmar_jax.models import ZmarSNFlow, losses
 from zmar_jax.restore import memory
 from zmar_jax.restore.latents import Tally, latent
@@ -28,31 +29,16 @@ Pictures = Sequence[np.ndarray]
 """uint8 [H, W, 3] each, at least 16x16, of one padded size."""
 
 MEGAPIXEL = 1 << 20
-_AS_IT_IS = (0, False)
-_DIHEDRAL = tuple((turns, mirror) for mirror in (False, True) for turns in range(4))
-"""Quarter turns and whether to mirror: the eight symmetries of a square."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """Which restorations of a picture are averaged; their deviation is its uncertainty.
-
-    As `Restorer.sample`; `self_ensemble` restores the picture in all eight turns and mirrors, too.
-    """
+    """Which restorations of a picture are averaged: as `Restorer.sample`, with the views chosen."""
 
     heat: float = 0.0
     samples: int = 1
-    self_ensemble: bool = False
+    views: tuple[View, ...] = (View(),)
     seed: int = 0
-
-    @property
-    def members(self) -> int:
-        """Restorations of each picture."""
-        return self.samples * len(self.symmetries)
-
-    @property
-    def symmetries(self) -> tuple[tuple[int, bool], ...]:
-        return _DIHEDRAL if self.self_ensemble else (_AS_IT_IS,)
 
 
 class Network:
@@ -174,17 +160,17 @@ class Network:
         """
         padded = self.config.padded(*seen[0].image.shape[:2])
         tallies = [Tally(low.image.shape) for low in seen]
-        for turns, mirror in sampling.symmetries:
-            if (turns, mirror) != _AS_IT_IS:
+        for view in sampling.views:
+            if view != View():
                 # as exposed before: a turned picture has other blocks, and they would be measured
-                features = self._encode_seen([turn(low.image, turns, mirror) for low in seen])
+                features = self._encode_seen([view.of(low.image) for low in seen])
+            size = padded[::-1] if view.turns % 2 else padded
             for i in range(sampling.samples):
-                size = padded[::-1] if turns % 2 else padded
                 z = latent(sampling.heat, sampling.seed, i, self.config.latent_shape(*size))
                 x = np.asarray(self._run(self._decode, self._variables, z, features))
                 for low, tally, picture in zip(seen, tallies, x, strict=False):
-                    height, width = low.image.shape[1::-1] if turns % 2 else low.image.shape[:2]
-                    tally.add(low.keep(_turn_back(picture[:height, :width], turns, mirror)))
+                    height, width, _ = view.of(low.image).shape
+                    tally.add(low.keep(view.back(picture[:height, :width])))
         return [(tally.mean, tally.std) for tally in tallies]
 
     def bits_per_dim(self, gts: Pictures, seeds: Sequence[int], features: Any) -> list[float]:
@@ -241,10 +227,6 @@ def batches(
         step = rows(*size)
         found += [indices[start : start + step] for start in range(0, len(indices), step)]
     return found
-
-
-def _turn_back(image: np.ndarray, turns: int, mirror: bool) -> np.ndarray:
-    return np.rot90(image[:, ::-1] if mirror else image, -turns)
 
 
 def _filled(array: np.ndarray, rows: int) -> np.ndarray:

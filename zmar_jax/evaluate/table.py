@@ -106,10 +106,11 @@ def _notes(found: Evaluation, published: bool) -> list[str]:
         notes.append("NIQE: lower is better. Brightness: the mean, of 255.")
     else:
         notes.append(f"{interval(found, 'bits_per_dim', 3)} bits per dimension.")
-    if settings["heat"] or settings["self_ensemble"]:
-        ensemble = ", each in 8 turns and mirrors" if settings["self_ensemble"] else ""
-        samples = f"samples: {settings['samples']}, heat: {settings['heat']}{ensemble}"
-        notes.append(f"Restorations are means; {samples}.")
+    if settings["heat"] or settings["views"] > 1:
+        notes.append(
+            f"Restorations are means; samples: {settings['samples']}, heat: {settings['heat']}, "
+            f"mirrored and turned views: {settings['views']}."
+        )
     if published and column(settings) == PUBLISHED_COLUMN:
         notes.append(
             "The authors did not publish their masks: ours measure alike, but are others."

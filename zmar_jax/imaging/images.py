@@ -157,12 +157,6 @@ def pad_to_multiple(image: np.ndarray, stride: int) -> np.ndarray:
     return np.pad(image, padding, mode="reflect")
 
 
-def turn(image: np.ndarray, turns: int, mirror: bool) -> np.ndarray:
-    """[H, W, C] after so many quarter turns, and then mirrored left to right."""
-    image = np.rot90(image, turns)
-    return image[:, ::-1] if mirror else image
-
-
 def find_photos(
     inputs: Sequence[Path],
     skip: Path | None = None,

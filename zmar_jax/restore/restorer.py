@@ -5,7 +5,7 @@ import math
 import numbers
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -27,6 +27,7 @@ from zmar_jax.imaging.images import (
     write_photo,
 )
 from zmar_jax.imaging.outputs import bare_name
+from zmar_jax.imaging.views import Views, choose_views
 from zmar_jax.restore.arguments import amount, lost_pixels, picture, real, whole
 from zmar_jax.restore.latents import Tally, latent
 from zmar_jax.restore.memory import Stripes, choose
@@ -66,6 +67,15 @@ def load_restorer(
         ) from e
     restorer.source = weights.source
     return restorer
+
+
+class Stage(NamedTuple):
+    """What is worked on: sample `sample` of view `view`, from 1; sample 0 is the encoder."""
+
+    view: int
+    views: int
+    sample: int
+    samples: int
 
 
 class Restorer:
@@ -128,6 +138,7 @@ class Restorer:
         seed: int = 0,
         mask: Mask = "auto",
         brightness: Brightness = "auto",
+        views: Views = "auto",
     ) -> np.ndarray:
         """The restored photograph.
 
@@ -140,6 +151,8 @@ class Restorer:
             or the Path of a file that is white there; `none`; or `auto`, which finds them
             (`lost.find_lost`). Published weights take zero for lost.
           brightness: a factor on the brightness that `auto`, 1, chooses; 1.5 is brighter.
+          views: of how many mirrored and turned views the restorations are averaged
+            (`views.choose_views`); 1 takes the least time.
 
         Returns:
           The same shape and dtype.
@@ -149,7 +162,7 @@ class Restorer:
             expected.
           MemoryLimitError: a ValueError, too; the picture does not fit into memory.
         """
-        return self.sample(image, heat, seed, mask=mask, brightness=brightness)[0]
+        return self.sample(image, heat, seed, 1, mask, brightness, views)[0]
 
     def sample(
         self,
@@ -159,10 +172,11 @@ class Restorer:
         samples: int = 1,
         mask: Mask = "auto",
         brightness: Brightness = "auto",
+        views: Views = "auto",
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and standard deviation over several restorations; one encoder pass for all.
+        """Mean and standard deviation over several restorations; one encoder pass for each view.
 
-        Args: as for a call; samples: how many, at least 1.
+        Args: as for a call; samples: how many of each view, at least 1.
 
         Returns:
           mean: rounded to the dtype of `image`, [H, W, 3].
@@ -170,7 +184,7 @@ class Restorer:
         """
         image = picture(image)
         check_size(image, self.config)
-        return self.sample_seen(self.see(image, mask, brightness), heat, seed, samples)
+        return self.sample_seen(self.see(image, mask, brightness), heat, seed, samples, views)
 
     def see(
         self,
@@ -194,31 +208,34 @@ class Restorer:
         heat: float,
         seed: int = 0,
         samples: int = 1,
-        tell: Callable[[int], None] = lambda stage: None,
+        views: Views = "auto",
+        tell: Callable[[Stage], None] = lambda stage: None,
     ) -> tuple[np.ndarray, np.ndarray]:
         """What `sample` returns, from what `see` gave.
 
         Args:
-          tell: called with 0 when the encoder begins, and with i when sample i does, from 1; what
-            it raises ends the work.
+          tell: called when a stage begins; what it raises ends the work.
         """
         image = seen.image
         heat, seed = real("heat", heat), whole("seed", seed, 0, 2**32)
         samples = whole("samples", samples, 1)
-        height, width, _ = image.shape
-        padded = pad_to_multiple(image, self.config.stride)
-        programs = self.programs(*padded.shape[:2])
-        stop_if_asked()
-        tell(0)
-        features = jax.block_until_ready(programs.encode(self.variables, padded[None]))
-        shape = self.config.latent_shape(*padded.shape[:2])
+        chosen = choose_views(views, self.config.brightness, heat)
         tally = Tally(image.shape)
-        for i in range(samples):
+        for number, view in enumerate(chosen, 1):
+            shown = view.of(image)
+            height, width, _ = shown.shape
+            padded = pad_to_multiple(shown, self.config.stride)
+            programs = self.programs(*padded.shape[:2])
             stop_if_asked()
-            tell(i + 1)
-            z = latent(heat, seed, i, shape)
-            x = programs.picture(programs.decode(self.variables, z, features))[0]
-            tally.add(seen.keep(x[:height, :width]))
+            tell(Stage(number, len(chosen), 0, samples))
+            features = jax.block_until_ready(programs.encode(self.variables, padded[None]))
+            shape = self.config.latent_shape(*padded.shape[:2])
+            for i in range(samples):
+                stop_if_asked()
+                tell(Stage(number, len(chosen), i + 1, samples))
+                z = latent(heat, seed, i, shape)
+                x = programs.picture(programs.decode(self.variables, z, features))[0]
+                tally.add(seen.keep(view.back(x[:height, :width])))
         if not np.isfinite(tally.mean).all():
             lower = f" at heat {heat}; lower it, or" if heat else ";"
             raise ValueError(f"restored pixels are not finite{lower} check the weights")
@@ -241,6 +258,7 @@ class Options:
     std: bool = False
     mask: Path | Literal["auto", "none"] = "auto"
     brightness: Brightness = "auto"
+    views: Views = "auto"
     gps: bool = False
 
 
@@ -287,7 +305,9 @@ def restore_file(restorer: Restorer, source: Path, target: Path, options: Option
         mask = _read_mask(mask, source, photo.rgb)
     hidden = None if photo.alpha is None else photo.alpha == 0
     seen = restorer.see(photo.rgb, mask, options.brightness, hidden)
-    image, std = restorer.sample_seen(seen, options.heat, options.seed, options.samples)
+    image, std = restorer.sample_seen(
+        seen, options.heat, options.seed, options.samples, options.views
+    )
     write_photo(target, photo.with_rgb(image))
     if options.std:
         write_photo(std_path(target), Photo(np.round(std).astype(photo.rgb.dtype)))
