@@ -187,7 +187,7 @@ def test_commands_read_and_write_buckets(bucket, tmp_path: Path, capsys) -> None
     root, _, _ = bucket
     weights = load_weights()
     dark = tmp_path / "night" / "a.png"
-    write_photo(dark, Photo(np.random.default_rng(0).integers(0, 60, (32, 40, 3), np.uint8)))
+    write_photo(dark, Photo(np.random.default_rng(0).integers(0, 60, (96, 192, 3), np.uint8)))
     Bucket(f"{root}/in").put(dark, "deep/a.png")
     assert main(["convert", "bundled", f"{root}/w.safetensors"]) == 0
     assert main(["convert", f"{root}/w.safetensors", f"{root}/orbax"]) == 0

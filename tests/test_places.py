@@ -58,6 +58,15 @@ def test_an_object_is_created_once(here) -> None:
         files.read("a/one")
 
 
+@pytest.mark.parametrize("content", [b"", b"a\r", b"a\n", b"\r\n", bytes(range(256))])
+def test_every_byte_comes_back(here, tmp_path, content: bytes) -> None:
+    url, _ = here
+    (tmp_path / "a").write_bytes(content)
+    Bucket(url).put(tmp_path / "a", "a")
+    Bucket(url).fetch("a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == Bucket(url).read("a") == content
+
+
 def test_a_busy_server_is_asked_again(here) -> None:
     url, gate = here
     files = Bucket(url)
