@@ -25,6 +25,8 @@ from zmar_jax.files.places import Bucket, _filesystem
 from zmar_jax.imaging.images import Photo, write_photo
 from zmar_jax.weights import load_weights
 
+pytestmark = pytest.mark.filterwarnings("ignore:Sharding info not provided")  # of `state_of`
+
 SETTINGS = (
     *("model.dim=2", "model.blocks=[1,1,1]", "model.heads=[1,1,1]", "model.flow_steps=1"),
     *("model.refinement_blocks=1", "model.flow_hidden=4", "model.flow_additional_steps=1"),
