@@ -15,6 +15,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import hub_server
+import hypothesis  # noqa: F401  before objects are frozen, among which it looks for trio's
 import jax
 import pytest
 

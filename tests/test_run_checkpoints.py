@@ -24,7 +24,8 @@ from jax.sharding import PartitionSpec as P
 
 from zmar_jax.cli import main
 from zmar_jax.config import PRESETS, Config, TrainConfig, load_config, override
-from zmar_jax.train.checkpoints import HARMLESS, RunCheckpoints
+from zmar_jax.train.changes import HARMLESS
+from zmar_jax.train.checkpoints import RunCheckpoints
 from zmar_jax.weights import folder, load_weights
 from zmar_jax.weights.checkpoint import CheckpointError
 
@@ -422,7 +423,7 @@ def test_another_configuration_is_refused(healthy: Path, tmp_path: Path) -> None
 
 def test_what_changes_no_number_may_change(healthy: Path, tmp_path: Path) -> None:
     workdir = shutil.copytree(healthy, tmp_path / "run")
-    values = {"data.data_dir": "elsewhere"}
+    values = {"data.data_dir": "elsewhere", "train.loggers": "[]"}
     other = override(CONFIG, [f"{key}={values.get(key, 5)}" for key in HARMLESS])
     with run(workdir, other) as (checkpoints, _):
         assert checkpoints.restore_latest(abstract()) is not None

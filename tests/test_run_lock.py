@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from training import config
+from training import MODEL, config
 
 from zmar_jax.cli import main
 from zmar_jax.evaluate.records import EvaluationError, only_evaluation
@@ -68,7 +68,7 @@ def test_the_command_evaluates_under_its_lock(
         "weights.load_weights",
         "evaluate.evaluation.settings",
     ):
-        nothing = SimpleNamespace(notes=(), source="weights")
+        nothing = SimpleNamespace(notes=(), source="weights", config=MODEL)
         monkeypatch.setattr(f"zmar_jax.{name}", lambda *_, nothing=nothing: nothing)
     with only_evaluation(tmp_path):
         assert main(["evaluate", "--data", "builtin", "--out", str(tmp_path)]) == 1

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from jax.sharding import PartitionSpec
 
 from zmar_jax.kernels import conv1
 from zmar_jax.runtime import sharding
+from zmar_jax.train import compile_steps
+from zmar_jax.train.state import create_sharded_state
 
 HERE = Path(__file__).parent
 STEPS = 5
@@ -65,11 +68,26 @@ def test_parameters_split_over_devices() -> None:
     assert mine < 1.1 * whole / 2
 
 
-def worker(out: Path, devices: int, *joined: str) -> subprocess.Popen[str]:
+@pytest.mark.slow
+def test_how_parameters_lie_does_not_split_the_backward_pass() -> None:
+    """Each is gathered once, and each gradient summed whole: over processes of CPUs the exchanges
+    of a backward pass that was split as the optimizer lies got into each other."""
+    mesh = sharding.make_mesh(4)
+    state = create_sharded_state(training.config(), training.KEY, mesh)
+    batch = sharding.shard_batch(training.arrays(training.batch(0)), mesh)
+    split = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
+    assert split > 100
+    for program in compile_steps(state, mesh):
+        text = program.compile(state, batch, training.KEY).as_text()
+        assert not re.search(r" (collective-permute|all-to-all)\(", text)
+        assert len(re.findall(r" all-gather\(", text)) < split + 10
+
+
+def worker(out: Path, devices: int, fsdp: int, *joined: str) -> subprocess.Popen[str]:
     flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     paths = os.pathsep.join([str(HERE.parent), str(HERE)])
     return subprocess.Popen(
-        [sys.executable, str(HERE / "train_worker.py"), str(out), *joined],
+        [sys.executable, str(HERE / "train_worker.py"), str(out), str(fsdp), *joined],
         env={**os.environ, **flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": paths},
         stderr=subprocess.PIPE,
         text=True,
@@ -90,16 +108,18 @@ def outcome(out: Path, *workers: subprocess.Popen[str]) -> None:
 @pytest.mark.slow
 def test_eight_devices(tmp_path: Path) -> None:
     out = tmp_path / "run.npz"
-    outcome(out, worker(out, 8))
+    outcome(out, worker(out, 8, 1))
 
 
 @pytest.mark.slow
-def test_two_processes_of_two_devices(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("processes", "fsdp"), [(2, 1), (2, 4), (4, 4), (4, 2)])
+def test_processes_that_share_four_devices(processes: int, fsdp: int, tmp_path: Path) -> None:
     with socket.socket() as s:
         s.bind(("localhost", 0))
         address = f"localhost:{s.getsockname()[1]}"
     out = tmp_path / "run.npz"
-    outcome(out, *[worker(out, 2, address, "2", str(process)) for process in range(2)])
+    count, devices = str(processes), 4 // processes
+    outcome(out, *[worker(out, devices, fsdp, address, count, str(i)) for i in range(processes)])
 
 
 def test_mesh() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 
 from zmar_jax.config import Config, ModelConfig, TrainConfig
 from zmar_jax.runtime import compilation, sharding
@@ -82,7 +83,9 @@ def trained_on(mesh: Any, cfg: Config, steps: int) -> tuple[Any, TrainState, lis
     state = create_sharded_state(cfg, KEY, mesh)
     init, step = compile_steps(state, mesh)
     state = init(state, sharding.shard_batch(local(batch(0)), mesh), KEY)
-    first, losses = jax.tree.map(np.asarray, state.params), []
+    # whole also where other processes hold parts of it
+    whole = sharding.jit(lambda x: x, mesh, out_shardings=NamedSharding(mesh, sharding.REPLICATED))
+    first, losses = jax.tree.map(np.asarray, whole(state.params)), []
     for i in range(1, 1 + steps):
         state, metrics = step(state, sharding.shard_batch(local(batch(i)), mesh), KEY)
         losses.append(float(metrics["loss"]))

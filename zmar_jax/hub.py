@@ -6,7 +6,6 @@ Whoever only wants to restore says `load_restorer("hf:user/name")`, or `--checkp
 
 import dataclasses
 import json
-import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import yaml
 
 from zmar_jax.config import ConfigError, ModelConfig, from_dict, to_dict
 from zmar_jax.files.errors import brief, errors_as
+from zmar_jax.files.places import local
 from zmar_jax.files.replacing import whole_folder, write_whole
 from zmar_jax.torch_port import WeightsError
 from zmar_jax.weights import Weights, load_weights, parameter_counts, save_weights
@@ -50,7 +50,7 @@ def save_pretrained(folder: str | Path, weights: Weights, card: Card | None = No
     Raises:
       WeightsError: the folder holds something else, or cannot be written.
     """
-    folder = Path(os.path.expanduser(folder))
+    folder = local(folder)
     there = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
     if folder.is_file() or there - _FILES or ".git" in there:
         what = "is a file" if folder.is_file() else f"holds {min(there - _FILES, default='.git')}"
@@ -81,7 +81,7 @@ def from_pretrained(name: str | Path, revision: str | None = None) -> Weights:
       WeightsError: nothing of that name, no network and nothing in the cache, or a configuration
         that is not that of the weights.
     """
-    folder = Path(os.path.expanduser(name))
+    folder = local(name)
     if folder.is_dir():
         return _agreed(load_weights(folder / FILE), folder / CONFIG)
     at = f"@{revision}" if revision else ""

@@ -1,7 +1,7 @@
 """The command line: arguments, tables and progress bars; the work is done elsewhere.
 
-Imports: benchmark, config, data, demo, deploy, evaluate, imaging, restore, runtime, torch_port,
-train, weights.
+Imports: benchmark, config, data, demo, deploy, evaluate, files, imaging, restore, runtime,
+torch_port, train, weights.
 """
 
 import contextlib
@@ -17,7 +17,15 @@ import tyro
 from zmar_jax.cli.benchmark import benchmark
 from zmar_jax.cli.compare import compare
 from zmar_jax.cli.compile import compile_
-from zmar_jax.cli.console import UsageError, err, interruptible, out, paths, warnings_in_one_line
+from zmar_jax.cli.console import (
+    PlaceRefused,
+    UsageError,
+    err,
+    interruptible,
+    out,
+    paths,
+    warnings_in_one_line,
+)
 from zmar_jax.cli.demo import demo
 from zmar_jax.cli.doctor import doctor
 from zmar_jax.cli.evaluate import evaluate
@@ -102,6 +110,7 @@ def _message(error: Exception) -> str | None:
     from zmar_jax.demo.errors import DemoError
     from zmar_jax.deploy.archive import ExportError
     from zmar_jax.evaluate.records import EvaluationError
+    from zmar_jax.files.places import PlaceError
     from zmar_jax.imaging.images import ImageError
     from zmar_jax.runtime.devices import missing_devices
     from zmar_jax.runtime.memory import MemoryLimitError
@@ -112,15 +121,8 @@ def _message(error: Exception) -> str | None:
 
     users = (
         *(UsageError, CheckpointError, ConfigError, DataError, ImageError),
-        *(
-            DemoError,
-            EvaluationError,
-            ExportError,
-            MemoryLimitError,
-            ProcessError,
-            TrainingError,
-            WeightsError,
-        ),
+        *(DemoError, EvaluationError, ExportError, MemoryLimitError, PlaceError, PlaceRefused),
+        *(ProcessError, TrainingError, WeightsError),
     )
     if missing := missing_devices(error):
         return missing

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -10,6 +9,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from zmar_jax.cli.console import UsageError, out, size_of, table_of
+from zmar_jax.files.places import Place
 
 benchmark: tyro.extras.SubcommandApp = tyro.extras.SubcommandApp()
 Json = Annotated[bool, arg(name="json")]
@@ -18,7 +18,7 @@ Json = Annotated[bool, arg(name="json")]
 @benchmark.command
 def restore(
     size: str = "400x600",
-    checkpoint: Path | None = None,
+    checkpoint: Place | None = None,
     preset: Literal["zmar_snflow", "tiny"] = "zmar_snflow",
     repeats: int = 3,
     json_output: Json = False,
@@ -69,7 +69,7 @@ def train(
     settings: Positional[tuple[str, ...]] = (),
     /,
     *,
-    config: Path | None = None,
+    config: Place | None = None,
     repeats: int = 3,
     json_output: Json = False,
 ) -> None:
@@ -113,7 +113,7 @@ def data(
     settings: Positional[tuple[str, ...]] = (),
     /,
     *,
-    config: Path | None = None,
+    config: Place | None = None,
     seconds: float = 10.0,
     json_output: Json = False,
 ) -> None:

@@ -9,11 +9,12 @@ from rich.text import Text
 from tyro.conf import arg
 
 from zmar_jax.cli.console import UsageError, err, out
+from zmar_jax.files.places import Place
 
 
 def compare(
     *,
-    weights: Path,
+    weights: Place,
     activations: Path,
     tolerance: float | None = None,
     key: str | None = None,

@@ -3,12 +3,12 @@
 import dataclasses
 import json
 import time
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from zmar_jax.cli.console import UsageError, err, out, table_of
+from zmar_jax.files.places import Place
 
 GIB = 2**30
 
@@ -21,7 +21,7 @@ def compile_(
     batch: int | None = None,
     crop: int | None = None,
     policy: Literal["float32", "bf16", "bfloat16"] | None = None,
-    config: Path | None = None,
+    config: Place | None = None,
     only: Literal["train", "inverse"] | None = None,
     effort: float | None = None,
     triton: bool = True,
@@ -132,7 +132,7 @@ def _json(result: Any, most: int | None, found: Any, clock: float) -> dict[str, 
 
 
 def _config(
-    path: Path | None,
+    path: Place | None,
     settings: tuple[str, ...],
     batch: int | None,
     crop: int | None,

@@ -16,6 +16,7 @@ from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
+from zmar_jax.files.places import Place, PlaceError, local, place
 from zmar_jax.runtime import stop
 from zmar_jax.runtime.opening import open_path
 
@@ -25,20 +26,36 @@ err: Console = Console(stderr=True, highlight=False, soft_wrap=True, markup=Fals
 
 
 paths: tyro.constructors.ConstructorRegistry = tyro.constructors.ConstructorRegistry()
-"""How the command line reads a path: `~` is the home folder also where no shell has said so."""
+"""How the command line reads a path: `~` is the home folder also where no shell has said so. An
+argument of type `Path` is of this machine, one of type `Place` may be a URL."""
 
 
 @paths.primitive_rule
 def _expanded(type_info: Any) -> tyro.constructors.PrimitiveConstructorSpec | None:
-    if type_info.type is not Path:
+    if type_info.type is Path:
+        read, metavar = local, "PATH"
+    elif type_info.type in (Place, Place | None):
+        read, metavar = place, "PATH|URL"
+    else:
         return None
     return tyro.constructors.PrimitiveConstructorSpec(
         nargs=1,
-        metavar="PATH",
-        instance_from_str=lambda args: Path(os.path.expanduser(args[0])),
-        is_instance=lambda x: isinstance(x, Path),
+        metavar=metavar,
+        instance_from_str=lambda args: _read(read, args[0]),
+        is_instance=lambda x: isinstance(x, Path | str | None),
         str_from_instance=lambda path: [str(path)],
     )
+
+
+def _read(read: Callable[[str], Place], text: str) -> Place:
+    try:
+        return read(text)
+    except PlaceError as e:  # tyro would show a ValueError in a frame, without its name
+        raise PlaceRefused(str(e)) from e
+
+
+class PlaceRefused(Exception):
+    """A place that cannot be used, out of tyro's reach."""
 
 
 class UsageError(ValueError):
@@ -53,9 +70,16 @@ def table_of(title: str) -> Table:
 
 
 @contextlib.contextmanager
-def progress(total: int, verb: str) -> Iterator[Callable[[Path, Path, Exception | None], None]]:
+def progress(
+    total: int,
+    verb: str,
+    put: Callable[[], None] = lambda: None,
+    shown: Callable[[str], str] = lambda text: text,
+) -> Iterator[Callable[[Path, Path, Exception | None], None]]:
     """A progress bar; what it yields is called after each file, with its error or None.
 
+    It calls `put` then, which puts the file where it belongs if that is not here; `shown` gives
+    errors the names that the user knows.
     That is where Ctrl-C ends the command, by KeyboardInterrupt: what is done is written whole.
     """
     columns = (*Progress.get_default_columns(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -64,7 +88,8 @@ def progress(total: int, verb: str) -> Iterator[Callable[[Path, Path, Exception 
 
         def step(source: Path, target: Path, error: Exception | None) -> None:
             if error:
-                bar.console.print(f"failed: {reason(source, error)}", style="red")
+                bar.console.print(f"failed: {shown(reason(source, error))}", style="red")
+            put()
             bar.advance(task)
             stop.stop_if_asked()
 
@@ -111,23 +136,31 @@ def memory_limit(text: str | None) -> int | None:
         raise UsageError(f"--{e}") from e
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Place) -> None:
     """Raises UsageError where what is to become a folder is named like a file."""
     from zmar_jax.imaging.outputs import names_file
 
-    if names_file(folder):
+    if isinstance(folder, Path) and names_file(folder):
         raise UsageError(f"{folder}: is to be a folder; name one, or make this one first")
 
 
-def say_source(checkpoint: Path | None, source: str) -> None:
+def say_source(checkpoint: Place | None, source: str) -> None:
     """Says which weights these are where a file or a run has several (`weights.Weights.source`)."""
     if source != "weights":
         err.print(f"{checkpoint}: {source}")
 
 
-def link(path: Path) -> Text:
-    """The path, which terminals that know links open when it is clicked."""
-    return Text(str(path), style=f"link {path.absolute().as_uri()}")
+def link(place: Place) -> Text:
+    """The path, which terminals that know links open when it is clicked; or the URL."""
+    if isinstance(place, str):
+        return Text(place)
+    return Text(str(place), style=f"link {place.absolute().as_uri()}")
+
+
+def check_open(open_: bool, target: Place) -> None:
+    """Raises UsageError where --open is to show what goes to a bucket."""
+    if open_ and isinstance(target, str):
+        raise UsageError(f"--open shows files of this machine, and {target} is in a bucket")
 
 
 def show(path: Path) -> None:

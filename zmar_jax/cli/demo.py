@@ -7,13 +7,14 @@ from rich.text import Text
 from tyro.conf import UseAppendAction, arg
 
 from zmar_jax.cli.console import UsageError, check_devices, err, memory_limit, out, size_of
+from zmar_jax.files.places import Place
 from zmar_jax.runtime.opening import open_address
 
 INSTALL = "pip install 'zmar-jax[demo]'"
 
 
 def demo(
-    checkpoint: Annotated[UseAppendAction[tuple[str, ...]], arg(aliases=["-c"])] = (),
+    checkpoint: Annotated[UseAppendAction[tuple[Place, ...]], arg(aliases=["-c"])] = (),
     host: str = "127.0.0.1",
     port: int = 7860,
     size: UseAppendAction[tuple[str, ...]] = ("400x600", "480x640"),
@@ -63,7 +64,7 @@ def demo(
     check_devices(devices)
     listening = listen(host, port)
     compilation.enable_cache()
-    shelf = Shelf(checkpoint, free=host in LOCAL)
+    shelf = Shelf([str(where) for where in checkpoint], free=host in LOCAL)
     studio = Studio(shelf, lambda place: load_restorer(place, limit, devices))
     with err.status("compiling") as status:
         for height, width in sizes:

@@ -8,6 +8,7 @@ from tyro.conf import arg
 from zmar_jax.cli.console import (
     UsageError,
     check_folder,
+    check_open,
     check_sampling,
     err,
     link,
@@ -19,13 +20,14 @@ from zmar_jax.cli.console import (
     show,
     table_of,
 )
+from zmar_jax.files.places import Place, local
 
 
 def evaluate(
     *,
     data: str,
-    checkpoint: Annotated[Path | None, arg(aliases=["-c"])] = None,
-    out_dir: Annotated[Path, arg(name="out", aliases=["-o"])] = Path("evaluation"),
+    checkpoint: Annotated[Place | None, arg(aliases=["-c"])] = None,
+    out_dir: Annotated[Place, arg(name="out", aliases=["-o"])] = Path("evaluation"),
     protocol: Literal["zmar", "rf"] = "zmar",
     gt_mean: bool = False,
     gt: Path | None = None,
@@ -36,7 +38,7 @@ def evaluate(
     heat: float = 0.0,
     views: Literal["auto", 1, 2, 4, 8] = "auto",
     seed: int = 0,
-    data_dir: Annotated[Path, arg(name="data-dir")] = Path("data"),
+    data_dir: Annotated[Place, arg(name="data-dir")] = Path("data"),
     exposure: str | None = None,
     sdsd_frames: int | None = None,
     batch: int | None = None,
@@ -58,14 +60,16 @@ def evaluate(
 
     $ zmar-jax evaluate --data night_photos/ --no-reference
 
+    $ zmar-jax evaluate --data my_pairs/ -c gs://bucket/run -o gs://bucket/evaluation
+
     Args:
       data: A prepared benchmark, of which the test split is taken; a folder with subfolders low
         (or input, lq, dark) and gt (or high, normal, target, hq) of the same names, there or
         deeper; a folder of clean photographs, which are darkened as `zmar-jax mask --darken` does;
         or builtin, the ones that come with scikit-image.
-      checkpoint: Weights: .pth, .safetensors, an Orbax directory or a training run's workdir;
-        without it, the small model that comes with the package.
-      out_dir: Folder to write to.
+      checkpoint: Weights: .pth, .safetensors, an Orbax directory or a training run's workdir, also
+        in a bucket; without it, the small model that comes with the package.
+      out_dir: Folder to write to, or its URL in a bucket.
       protocol: How to score: zmar as the authors, rf as Retinexformer. Not interchangeable.
       gt_mean: Scale restored pictures to the ground truth's brightness first; for comparison with
         papers that do.
@@ -80,7 +84,7 @@ def evaluate(
       views: Of how many mirrored and turned views of a picture to average the restorations: auto is
         4 for the models of this package at heat 0, else 1, as published.
       seed: Of masks, darkening, samples and the noise of the likelihood.
-      data_dir: Where `zmar-jax prepare` wrote the benchmark.
+      data_dir: Where `zmar-jax prepare` wrote the benchmark, or the URL of a copy.
       exposure: Clean photographs get evenly less light instead of a night: a factor on linear
         light, LOW:HIGH, as 0.03:0.3.
       sdsd_frames: Frames to take of each SDSD scene: 30 as SNR-Aware does; all if not given.
@@ -113,7 +117,8 @@ def evaluate(
     if sdsd_frames and not data.startswith("sdsd"):
         raise UsageError(f"--sdsd-frames is of the SDSD benchmarks; {data} is none")
     check_folder(out_dir)
-    for folder in (Path(data), *([gt] if gt else [])):
+    check_open(open_, out_dir)
+    for folder in (local(data), *([gt] if gt else [])):
         _apart(folder, out_dir)
     lost = kind == "photographs" or (kind == "benchmark" and protocol == "zmar")
     source = pairs.Source(
@@ -138,21 +143,21 @@ def evaluate(
     sampling = Sampling(heat, samples, choose_views(views, weights.config.brightness, heat), seed)
     settings = evaluation.settings(opened, source, weights, sampling, scoring)
     compilation.enable_cache()
-    with records.only_evaluation(out_dir):
-        kept = records.Records(out_dir, settings, overwrite)
+    with records.only_evaluation(out_dir) as target:
+        kept = records.Records(target.path, settings, overwrite)
         network = Network(weights, batch, memory_limit=limit, likelihood=opened.kind != "dark")
-        with progress(len(opened.ids), "evaluating") as step:
+        with progress(len(opened.ids), "evaluating", target.put) as step:
             found = evaluation.run(opened, network, kept, sampling, scoring, step)
         result = evaluation.summarize(settings, found)
-        table.write_numbers(result, out_dir)
+        table.write_numbers(result, target.path)
         with progress(len(opened.ids), "report") as step:
-            path = report.write_report(result, opened, out_dir, step)
+            path = report.write_report(result, opened, target.path, step)
     shown = table_of(f"{data} -> {out_dir}")
     for name, value, detail in table.facts(result):
         shown.add_row(name, f"{value}  {detail}")
     for note in opened.notes:
         shown.add_row("note", note)
-    shown.add_row("report", link(path))
+    shown.add_row("report", link(path if isinstance(out_dir, Path) else f"{out_dir}/{path.name}"))
     out.print(shown)
     for name in evaluation.not_finite(result):
         err.print(f"warning: {name}: its restoration is not finite", style="yellow")
@@ -162,9 +167,11 @@ def evaluate(
         show(path)
 
 
-def _apart(data: Path, out_dir: Path) -> None:
+def _apart(data: Path, out_dir: Place) -> None:
     """Results must not become inputs, nor replace them."""
-    data, target = data.expanduser().resolve(), out_dir.resolve()
+    if isinstance(out_dir, str):
+        return
+    data, target = data.resolve(), out_dir.resolve()
     if data.is_dir() and (target.is_relative_to(data) or data.is_relative_to(target)):
         raise UsageError(
             f"{out_dir}: lies in the folder of pictures, or they in it; choose another"

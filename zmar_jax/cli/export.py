@@ -1,17 +1,18 @@
 """`export`."""
 
-from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, UseAppendAction, arg
 
 from zmar_jax.cli.console import UsageError, err, out, say_source, table_of
+from zmar_jax.files.mirror import published
+from zmar_jax.files.places import Place, is_there
 
 
 def export(
-    target: Positional[Path],
+    target: Positional[Place],
     /,
-    checkpoint: Annotated[Path | None, arg(aliases=["-c"])] = None,
+    checkpoint: Annotated[Place | None, arg(aliases=["-c"])] = None,
     size: UseAppendAction[tuple[str, ...]] = (),
     platforms: str = "cpu",
     overwrite: bool = False,
@@ -30,7 +31,7 @@ def export(
     $ zmar-jax export restorer.zmar --size dynamic --platforms cuda
 
     Args:
-      target: File to write.
+      target: File to write, or its URL in a bucket.
       checkpoint: Weights: .pth, .safetensors, an Orbax directory or a training run's workdir;
         without it, the small model that comes with the package.
       size: Of the pictures, HEIGHTxWIDTH, as often as you like; or dynamic, for every size, at
@@ -41,21 +42,22 @@ def export(
     from zmar_jax.deploy.exporting import export_restorer
     from zmar_jax.weights import load_weights
 
-    if target.exists() and not overwrite:
+    if is_there(target) and not overwrite:
         raise UsageError(f"{target}: exists already; choose another name or --overwrite")
     weights = load_weights(checkpoint)
     say_source(checkpoint, weights.source)
-    with err.status("exporting") as status:
+    with published(target) as file, err.status("exporting") as status:
         about = export_restorer(
-            target,
+            file.path,
             weights,
             size or ("dynamic",),
             [name.strip() for name in platforms.split(",")],
             lambda text: status.update(f"exporting {text}"),
         )
+        size_on_disk = file.path.stat().st_size
     table = table_of(str(target))
     table.add_row("sizes", ", ".join(about.sizes))
     table.add_row("platforms", ", ".join(about.platforms))
     table.add_row("weights", about.checksum)
-    table.add_row("MiB", f"{target.stat().st_size / 2**20:.1f}")
+    table.add_row("MiB", f"{size_on_disk / 2**20:.1f}")
     out.print(table)

@@ -9,13 +9,14 @@ from rich.table import Table
 from tyro.conf import arg
 
 from zmar_jax.cli.console import check_seed, err, memory_limit, out, progress, say_source
+from zmar_jax.files.places import Place
 
 
 def score(
     *,
     low: Path,
     restored: Path,
-    checkpoint: Annotated[Path | None, arg(aliases=["-c"])] = None,
+    checkpoint: Annotated[Place | None, arg(aliases=["-c"])] = None,
     seed: int = 0,
     memory: str | None = None,
     json_output: Annotated[bool, arg(name="json")] = False,

@@ -1,19 +1,19 @@
 """`train`."""
 
-from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from zmar_jax.cli.console import UsageError
+from zmar_jax.files.places import Place
 
 
 def train(
     settings: Positional[tuple[str, ...]] = (),
     /,
     *,
-    config: Path,
-    workdir: Path,
+    config: Place,
+    workdir: Place,
     accept_changes: bool = False,
     profile: Annotated[str | None, arg(metavar="FIRST:LAST")] = None,
     coordinator: Annotated[str | None, arg(metavar="HOST:PORT")] = None,
@@ -30,17 +30,23 @@ def train(
 
     $ zmar-jax train --config lol_v2_real --workdir runs/lol train.seed=1
 
+    $ zmar-jax train --config photos_nano --workdir gs://bucket/photos
+
     Args:
       settings: Changes to the configuration, section.key=value.
-      config: YAML file of what differs from the published recipe, or the name of one that comes
-        with the package; an unknown name lists them.
-      workdir: Checkpoints, TensorBoard events, metrics.jsonl and validation panels go here.
+      config: YAML file of what differs from the published recipe, on this machine or in a bucket,
+        or the name of one that comes with the package; an unknown name lists them.
+      workdir: Checkpoints, TensorBoard events, metrics.jsonl and validation panels go here: a
+        folder, or gs://BUCKET/NAME or s3://BUCKET/NAME.
       accept_changes: Go on although the run was begun with another configuration.
       profile: Steps of which to write a JAX profiler trace to WORKDIR/profile, as 100:110.
       coordinator: Address of the first process, where hosts do not find each other.
       processes: How many processes there are in all, with --coordinator.
       process: Which of them this is, from 0, with --coordinator.
     """
+    import jax
+
+    from zmar_jax.benchmark.utilization import utilization
     from zmar_jax.config import load_config, override
     from zmar_jax.runtime import compilation, sharding
     from zmar_jax.train import train as run
@@ -51,7 +57,7 @@ def train(
     steps = _steps(profile) if profile else None
     sharding.initialize_distributed(coordinator, processes, process)
     compilation.enable_cache()
-    run(run_config, workdir, steps, accept_changes)
+    run(run_config, workdir, steps, accept_changes, utilization(run_config, jax.devices()))
 
 
 def _steps(text: str) -> range:

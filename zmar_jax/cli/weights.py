@@ -1,17 +1,17 @@
 """`convert` and `info`."""
 
-from pathlib import Path
 from typing import Literal
 
 from tyro.conf import Positional
 
 from zmar_jax.cli.console import out, table_of
 from zmar_jax.config import Config, ModelConfig, dump_config
+from zmar_jax.files.places import Place
 
 
 def convert(
-    source: Positional[Path],
-    target: Positional[Path],
+    source: Positional[Place],
+    target: Positional[Place],
     /,
     to: Literal["orbax", "safetensors", "pth"] | None = None,
     overwrite: bool = False,
@@ -25,6 +25,8 @@ def convert(
     $ zmar-jax convert LOLv2_G.pth weights
 
     $ zmar-jax convert weights for_pytorch.safetensors
+
+    $ zmar-jax convert gs://bucket/run s3://bucket/weights.safetensors
 
     $ zmar-jax convert weights for_pytorch.pth   (needs pip install 'zmar-jax[torch]')
 
@@ -53,7 +55,7 @@ def convert(
     out.print(table)
 
 
-def info(weights: Positional[Path], /, key: str | None = None) -> None:
+def info(weights: Positional[Place], /, key: str | None = None) -> None:
     """Show what a weights file holds: format, sizes, parameters, arithmetic.
 
     $ zmar-jax info weights

@@ -1,6 +1,6 @@
 """Every size and setting as a typed, frozen field; presets; YAML in and out.
 
-Imports: nothing of this project.
+Imports: files.
 """
 
 from zmar_jax.config.checks import ConfigError as ConfigError

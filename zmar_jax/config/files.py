@@ -20,6 +20,7 @@ import yaml
 from zmar_jax.config.checks import ConfigError
 from zmar_jax.config.run import Config
 from zmar_jax.config.train import TrainConfig
+from zmar_jax.files.places import Bucket, PlaceError, place
 
 T = TypeVar("T")
 NAMED = Path(__file__).parents[1] / "configs"
@@ -32,7 +33,7 @@ def config_names() -> list[str]:
 
 
 def load_config(path: str | Path) -> Config:
-    """Reads a YAML file, or one of `config_names()`; an empty file is the defaults.
+    """Reads a YAML file, also by a URL, or one of `config_names()`; an empty file is the defaults.
 
     Raises:
       ConfigError: unreadable file, invalid YAML, a key twice, an unknown key (with the
@@ -41,7 +42,13 @@ def load_config(path: str | Path) -> Config:
     if str(path) in config_names():
         path = NAMED / f"{path}.yaml"
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        where = place(path)
+        if isinstance(where, Path):
+            text = where.read_text(encoding="utf-8")
+        else:
+            text = Bucket(where).read().decode("utf-8")
+    except PlaceError as e:
+        raise ConfigError(str(e)) from e
     except FileNotFoundError as e:
         raise ConfigError(
             f"{path}: no such file; the configurations with a name are {', '.join(config_names())}"
@@ -232,6 +239,8 @@ def _describe(hint: Any) -> str:
     args = typing.get_args(hint)
     if typing.get_origin(hint) is tuple:
         count = "" if args[-1] is ... else f"{len(args)} "
+        if typing.get_origin(args[0]) is Literal:
+            return f"a list, each {_describe(args[0])}"
         return f"a list of {count}{args[0].__name__}s"
     if typing.get_origin(hint) is types.UnionType:
         return " or ".join(_describe(a) for a in args if a is not type(None)) + " or null"

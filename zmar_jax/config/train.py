@@ -10,6 +10,7 @@ MANY = 2**31 - 1
 
 Remat = Literal["none", "blocks", "reversible"]
 Kernels = Literal["auto", "xla", "pallas"]
+Logger = Literal["tensorboard", "wandb"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,9 @@ class TrainConfig:
     validate_every: int = bounded(1000, 1, MANY)
     """The first step and the last are validated, too."""
     checkpoint_every: int = bounded(1000, 1, MANY)
+    loggers: tuple[Logger, ...] = ("tensorboard",)
+    """What else is told what metrics.jsonl says: `tensorboard`, `wandb` (an extra to install), both
+    or none."""
     keep: int = 3
     """Newest checkpoints kept, beside the best by validation PSNR."""
 

@@ -20,6 +20,7 @@ from zmar_jax.data.folders import Tell
 from zmar_jax.data.hashing import name_digest
 from zmar_jax.data.pictures import Pictures
 from zmar_jax.files.errors import errors_as
+from zmar_jax.files.places import kept
 from zmar_jax.files.replacing import whole_folder, write_whole
 from zmar_jax.imaging.images import size_text
 
@@ -101,7 +102,7 @@ def open_cache(
       DataError: pictures that cannot be read or are too small (all of them are named), none that is
         left, or a cache that is damaged or cannot be written.
     """
-    target = Path(folder).expanduser() / "cache" / f"{pictures.name}-{pictures.fingerprint}"
+    target = kept(folder) / "cache" / f"{pictures.name}-{pictures.fingerprint}"
     if leave_out and not target.exists():
         target = target.with_name(f"{target.name}{_PARTIAL}")
     if not target.exists():

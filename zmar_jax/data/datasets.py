@@ -24,6 +24,7 @@ from zmar_jax.data.layouts import FoundBenchmark, Pair, check_source, count_warn
 from zmar_jax.data.prepared import MANIFEST, VERSION, checksum, fingerprint, png_size, records_of
 from zmar_jax.data.prepared import open_prepared as open_prepared
 from zmar_jax.data.prepared import verify as verify
+from zmar_jax.files.places import local
 from zmar_jax.files.replacing import put_back, replace_folder, write_whole
 from zmar_jax.imaging.images import Step
 
@@ -159,7 +160,7 @@ def prepare(
     Raises DataError: see `find_source` and `check_source`; something is at `data_dir`/`name`;
     another process is preparing the same; the disk is full or may not be written.
     """
-    target = Path(os.path.expanduser(data_dir)).absolute() / name
+    target = local(data_dir).absolute() / name
     found = find_source(name, source)
     try:
         put_back(target)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 from zmar_jax.data.errors import DataError
+from zmar_jax.files.places import local
 from zmar_jax.imaging.images import SUFFIXES, find_photos
 from zmar_jax.imaging.outputs import bare_name
 
@@ -106,7 +107,7 @@ def survey(folder: str | Path) -> Survey:
     Raises:
       DataError: there is no such folder, or it cannot be read.
     """
-    root = Path(folder).expanduser()
+    root = local(folder)
     if not root.is_dir():
         raise DataError(f"{folder}: no such folder")
     try:
@@ -146,7 +147,7 @@ def refuse_pairs(folder: str | Path, found: Survey, advice: str) -> None:
     Args:
       found: its survey; advice: what the user may say instead.
     """
-    path, problem = Path(folder).expanduser(), ""
+    path, problem = local(folder), ""
     if found.sets:
         problem = f"holds pairs of dark pictures and ground truths (in {_places(found.sets)})"
     elif found.unclear:
@@ -162,7 +163,7 @@ def _places(sets: Sequence[PairSet]) -> str:
 
 
 def _no_pairs(folder: str | Path, found: Survey) -> str:
-    root = Path(folder).expanduser()
+    root = local(folder)
     there = [str(path.relative_to(root)) for group in found.unclear for path in group]
     return (
         f"expected one subfolder called {_one_of('low')} and one called {_one_of('gt')}, found "

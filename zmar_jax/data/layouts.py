@@ -10,6 +10,7 @@ from typing import Literal
 from zmar_jax.data.errors import DataError
 from zmar_jax.data.folders import pairing_key
 from zmar_jax.data.frames import NPY_SIZE, picture_size
+from zmar_jax.files.places import local
 from zmar_jax.imaging.images import SUFFIXES, ImageError, Step, size_text
 
 _DEPTH = 2
@@ -124,7 +125,7 @@ def find_source(name: str, folder: str | Path) -> FoundBenchmark:
     """
     if name not in _BENCHMARKS:
         raise DataError(f"{name!r} is no benchmark; expected one of {', '.join(_BENCHMARKS)}")
-    folder = Path(os.path.expanduser(folder)).absolute()
+    folder = local(folder).absolute()
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; name the one that holds {name}")
     try:

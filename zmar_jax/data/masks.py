@@ -16,6 +16,7 @@ from zmar_jax.config import MaskConfig
 from zmar_jax.data.errors import DataError
 from zmar_jax.data.folders import Tell
 from zmar_jax.data.hashing import Array, below, fold, normal_quantiles, top16
+from zmar_jax.files.places import local
 from zmar_jax.imaging.images import find_photos, read_photo
 
 Window = tuple[Array, Array, int, int]
@@ -228,7 +229,7 @@ def load_masks(config: MaskConfig, tell: Tell = lambda text: None) -> tuple[np.n
     """
     if config.source in ("none", "procedural"):
         return ()
-    return read_masks(Path(config.source).expanduser(), tell)
+    return read_masks(local(config.source), tell)
 
 
 def read_masks(folder: Path, tell: Tell = lambda text: None) -> tuple[np.ndarray, ...]:

@@ -16,6 +16,7 @@ from zmar_jax.data.copies import eight_bits
 from zmar_jax.data.errors import DataError
 from zmar_jax.data.folders import PairSet, Survey, Tell, choose, refuse_pairs, survey
 from zmar_jax.data.hashing import name_digest
+from zmar_jax.files.places import kept, local
 from zmar_jax.imaging.images import find_photos, read_photo, size_text
 
 T = TypeVar("T")
@@ -109,9 +110,9 @@ def _in_folders(config: DataConfig, split: Split, tell: Tell) -> list[tuple[Path
         raise DataError("data.val_folder is given without data.folder: name what to train on")
     if split == "val" and config.val_folder is None:
         tell = _nobody  # it was told when the split to train on was opened
-    decoded = Path(config.data_dir).expanduser() / "cache"  # which may lie among the photographs
-    found = find_photos([Path(folder).expanduser()], skip=decoded, tell=tell)
-    if Path(folder).expanduser().is_dir() and not config.clean:
+    decoded = kept(config.data_dir) / "cache"  # which may lie among the photographs
+    found = find_photos([local(folder)], skip=decoded, tell=tell)
+    if local(folder).is_dir() and not config.clean:
         advice = "say data.name=pairs, or data.clean=true if all of it is clean photographs"
         refuse_pairs(folder, survey(folder), advice)
     if config.val_folder is None:
@@ -123,7 +124,7 @@ def _pairs_in_folders(config: DataConfig, split: Split, tell: Tell) -> list[tupl
     folder = config.val_folder if split == "val" and config.val_folder else config.folder
     assert folder  # the configuration checks that
     if config.gt_folder and folder == config.folder:
-        both = (Path(name).expanduser() for name in (folder, config.gt_folder))
+        both = (local(name) for name in (folder, config.gt_folder))
         seen = Survey((PairSet(".", *both),))
     else:
         seen = survey(folder)

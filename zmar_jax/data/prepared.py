@@ -3,7 +3,6 @@
 import functools
 import hashlib
 import json
-import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,9 @@ from zmar_jax.config.data import BENCHMARKS
 from zmar_jax.data.errors import DataError
 from zmar_jax.data.frames import decode_png
 from zmar_jax.data.layouts import PublishedSplit
-from zmar_jax.files.replacing import put_back
+from zmar_jax.files.mirror import Mirror
+from zmar_jax.files.places import Bucket, is_url, kept, place
+from zmar_jax.files.replacing import put_back, whole_folder
 
 VERSION = "1.0.0"
 """Of the records: the folder below the benchmark's."""
@@ -76,15 +77,21 @@ class Prepared:
 def open_prepared(name: str, data_dir: str | Path, split: PublishedSplit) -> Prepared:
     """What `prepare` wrote. Decodes nothing yet.
 
+    Where `data_dir` is a URL, a copy of it that this machine keeps; it is fetched where there is
+    none, or another one.
+
     Raises DataError: not prepared (with the command to run), damaged, or an unknown split.
+    PlaceError: the bucket cannot be read.
     """
-    folder = Path(os.path.expanduser(data_dir)).absolute() / name / VERSION
     if name not in BENCHMARKS:
         raise DataError(f"{name!r} is no benchmark; expected one of {', '.join(BENCHMARKS)}")
     if split not in ("train", "test"):
         raise DataError(f"{name} has no split {split!r}; expected train or test")
+    folder = kept(data_dir).absolute() / name / VERSION
     try:
         put_back(folder.parent)
+        if is_url(data_dir):
+            _fetch(f"{place(data_dir)}/{name}/{VERSION}", folder)
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         part = manifest["splits"][split]
         if part["fingerprint"] != fingerprint(manifest["name"], split, part["examples"]):
@@ -93,15 +100,24 @@ def open_prepared(name: str, data_dir: str | Path, split: PublishedSplit) -> Pre
             raise ValueError(f"it is that of {manifest['name']}")
         return Prepared(folder, manifest, split)
     except (FileNotFoundError, NotADirectoryError) as e:
+        advice = f"FOLDER` and copy FOLDER/{name} there" if is_url(data_dir) else f"{data_dir}`"
         raise DataError(
-            f"{folder}: {name} is not prepared; run "
-            f"`zmar-jax prepare {name} --source FOLDER --data-dir {data_dir}`"
+            f"{place(data_dir)}/{name}/{VERSION}: {name} is not prepared; run "
+            f"`zmar-jax prepare {name} --source FOLDER --data-dir {advice}"
         ) from e
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise DataError(
             f"{folder / MANIFEST}: damaged ({e}); "
             f"run `zmar-jax prepare {name}` again with --overwrite"
         ) from e
+
+
+def _fetch(url: str, folder: Path) -> None:
+    manifest = Bucket(url).read(MANIFEST)
+    there = folder / MANIFEST
+    if not (there.exists() and there.read_bytes() == manifest):
+        with whole_folder(folder) as new:
+            Mirror(new, url).pull()
 
 
 def verify(name: str, data_dir: str | Path) -> int:

@@ -15,6 +15,7 @@ from jax import export
 from zmar_jax.config import ModelConfig
 from zmar_jax.deploy import archive
 from zmar_jax.deploy.archive import DYNAMIC, About, ExportError
+from zmar_jax.files.places import local
 from zmar_jax.flow import invert_weights
 from zmar_jax.models import ZmarSNFlow
 from zmar_jax.restore.programs import functions
@@ -47,7 +48,7 @@ def export_restorer(
     Raises:
       ExportError: another size or platform, or the file cannot be written; nothing is.
     """
-    path, config = Path(path).expanduser(), weights.config
+    path, config = local(path), weights.config
     archive.need_flatbuffers(path)
     unknown = [name for name in platforms if name not in PLATFORMS]
     if unknown or not platforms:

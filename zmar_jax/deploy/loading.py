@@ -8,7 +8,6 @@ bright picture (`imaging.exposure`), which needs OpenCV.
 import functools
 import math
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -16,6 +15,7 @@ import numpy as np
 from jax import export
 
 from zmar_jax.deploy.archive import DYNAMIC, PARTS, About, ExportError, Reader, need_flatbuffers
+from zmar_jax.files.places import local
 from zmar_jax.imaging.views import Views, choose_views
 from zmar_jax.runtime import compilation
 
@@ -37,7 +37,7 @@ def load_exported(path: str | os.PathLike[str]) -> "ExportedRestorer":
     Raises:
       ExportError: a ValueError; the file is missing, damaged or not for this platform.
     """
-    return ExportedRestorer(Reader(Path(os.path.expanduser(path))))
+    return ExportedRestorer(Reader(local(path)))
 
 
 class ExportedRestorer:

@@ -18,6 +18,7 @@ from zmar_jax.data.hashing import id_seed
 from zmar_jax.data.masks import apply_mask, draw_mask, load_masks, masks_digest
 from zmar_jax.data.pictures import BUILT_IN, first_of_each_scene
 from zmar_jax.evaluate import niqe
+from zmar_jax.files.places import Place, local
 from zmar_jax.imaging.images import find_photos, read_photo, size_text
 from zmar_jax.imaging.outputs import distinct_names
 from zmar_jax.runtime.stop import stop_if_asked
@@ -35,7 +36,7 @@ class Source:
 
     data: str
     """A benchmark, a folder, or `builtin`."""
-    data_dir: Path = Path("data")
+    data_dir: Place = Path("data")
     """Where the benchmarks were prepared."""
     masks: MaskConfig = dataclasses.field(default_factory=MaskConfig)
     darken: DarkenConfig = dataclasses.field(default_factory=DarkenConfig)
@@ -84,7 +85,7 @@ def kind_of(data: str, reference: bool = True, gt: str | None = None, clean: boo
             return "benchmark"
         if data == BUILT_IN_NAME:
             return "photographs"
-    if not Path(data).expanduser().is_dir():
+    if not local(data).is_dir():
         raise DataError(
             f"{data}: no such folder, and no benchmark; name a folder, {', '.join(BENCHMARKS)} or "
             f"{BUILT_IN_NAME} (those that come with scikit-image)"
@@ -154,7 +155,7 @@ def _benchmark(source: Source) -> Pairs:
 def _folder_pairs(source: Source) -> Pairs:
     notes: list[str] = []
     if source.gt is not None:
-        chosen = PairSet(".", *(Path(name).expanduser() for name in (source.data, source.gt)))
+        chosen = PairSet(".", *(local(name) for name in (source.data, source.gt)))
     else:
         chosen = choose(source.data, survey(source.data), ("test", "val"))
         if chosen.place != ".":
@@ -177,7 +178,7 @@ def _photographs(source: Source) -> Pairs:
         folder = Path(skimage.data.data_dir)
         found = [(folder / name, Path(name)) for name in BUILT_IN["val"]]
     else:
-        found = find_photos([Path(source.data).expanduser()], tell=notes.append)
+        found = find_photos([local(source.data)], tell=notes.append)
     ids = _ids(source.data, found)
 
     def read(i: int) -> tuple[np.ndarray, np.ndarray]:
@@ -220,7 +221,7 @@ def _dark_files(data: str, tell: Callable[[str], None]) -> Found:
         return find_photos([chosen.low], tell=tell)
     parts = [(path, role_of(path.name)) for group in seen.unclear for path in group]
     low = [path for path, said in parts if said and said[1] == "low" and path.is_dir()]
-    return find_photos(low or [Path(data).expanduser()], tell=tell)
+    return find_photos(low or [local(data)], tell=tell)
 
 
 def inspect(
@@ -254,7 +255,7 @@ def inspect(
 
 def _name(data: str) -> str:
     """A folder's, without its path."""
-    return Path(data).expanduser().resolve().name
+    return local(data).resolve().name
 
 
 def _ids(data: str, found: Found) -> tuple[str, ...]:

@@ -12,7 +12,6 @@ about          JSON: {"format": 1, "dtypes": {name of an array: its dtype in PyT
 """
 
 import json
-import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ import numpy as np
 from zmar_jax.config import ModelConfig
 from zmar_jax.evaluate.records import EvaluationError
 from zmar_jax.files.errors import few
+from zmar_jax.files.places import local
 from zmar_jax.models import ZmarSNFlow, reference
 from zmar_jax.models.notation import unstack
 from zmar_jax.models.watching import watched
@@ -71,7 +71,7 @@ def read_dump(path: str | Path) -> Dump:
     Raises:
       EvaluationError: it cannot be read, or lacks the inputs.
     """
-    path = Path(os.path.expanduser(path))
+    path = local(path)
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}

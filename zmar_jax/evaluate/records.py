@@ -20,7 +20,10 @@ from typing import Any
 import numpy as np
 
 from zmar_jax.files.errors import errors_as
+from zmar_jax.files.lease import Lease
 from zmar_jax.files.lock import LockedError, take
+from zmar_jax.files.mirror import Mirror, Published, named, scratch
+from zmar_jax.files.places import Place
 from zmar_jax.files.replacing import write_whole
 from zmar_jax.imaging.images import Photo, write_photo
 
@@ -35,24 +38,36 @@ class EvaluationError(ValueError):
 
 
 @contextlib.contextmanager
-def only_evaluation(folder: Path) -> Iterator[None]:
+def only_evaluation(out: Place) -> Iterator[Published]:
     """Keeps other evaluations out of the folder, which is made, until left or the process ends.
 
-    Each would drop records of the other.
+    Each would drop records of the other. Of a URL, what lies there is fetched to a folder of this
+    machine to go on in, whose files are put there with each `put`, and at the end.
 
     Raises:
       EvaluationError: another evaluation is there, or the folder cannot be written.
+      PlaceError: the bucket cannot be read or written.
     """
     try:
-        with writing(folder):
-            lock = take(folder)
+        if isinstance(out, Path):
+            with writing(out):
+                lock = take(out)
+        else:
+            lock = Lease(out)
     except LockedError as e:
         raise EvaluationError(
-            f"{folder}: another evaluation is writing there; wait until it has ended, or choose "
+            f"{out}: another evaluation is writing there; wait until it has ended, or choose "
             "another --out"
         ) from e
     try:
-        yield
+        if isinstance(out, Path):
+            yield Published(out)
+            return
+        with scratch(out.rpartition("/")[2]) as folder, named(folder, out):
+            mirror = Mirror(folder, out)
+            mirror.pull(lambda name: not name.startswith(".lock/"))
+            yield Published(folder, mirror.push)
+            mirror.push()
     finally:
         lock.release()
 

@@ -1,6 +1,6 @@
 """Restoring pictures: the restorer, its compiled programs, and the memory that they take.
 
-Imports: config, data, flow, imaging, models, ops, runtime, tiling, torch_port, weights.
+Imports: config, data, files, flow, imaging, models, ops, runtime, tiling, torch_port, weights.
 """
 
 from zmar_jax.restore.restorer import Mask as Mask

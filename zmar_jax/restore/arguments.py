@@ -3,7 +3,6 @@
 import math
 import numbers
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from PIL import Image
 
 from zmar_jax.config import ConfigError
 from zmar_jax.data.masks import read_mask, white_pixels
+from zmar_jax.files.places import local
 from zmar_jax.imaging.images import read_photo
 from zmar_jax.restore.memory import parse_bytes
 
@@ -24,7 +24,7 @@ def picture(image: Any) -> np.ndarray:
       TypeError: something else; ValueError: another shape or dtype; ImageError: a bad file.
     """
     if isinstance(image, str | os.PathLike):
-        return read_photo(os.path.expanduser(image)).rgb
+        return read_photo(local(image)).rgb
     if isinstance(image, Image.Image):
         image = _pixels(image)
     if not hasattr(image, "__array__"):
@@ -54,7 +54,7 @@ def lost_pixels(mask: Any, size: tuple[int, ...]) -> np.ndarray | None:
             raise ValueError(f"mask must be auto, none, an array or a pathlib.Path, got {mask!r}")
         return np.zeros(size, bool) if mask == "none" else None
     if isinstance(mask, os.PathLike):
-        mask = read_mask(Path(mask).expanduser())
+        mask = read_mask(local(mask))
     if isinstance(mask, Image.Image):
         mask = white_pixels(_pixels(mask), "mask")
     if np.shape(mask) != size:

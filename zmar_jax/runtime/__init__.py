@@ -1,4 +1,4 @@
 """How programs are compiled, meshes of devices, memory, and processes that agree.
 
-Imports: config, kernels.
+Imports: config, files, kernels.
 """

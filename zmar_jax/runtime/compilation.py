@@ -2,7 +2,6 @@
 
 import ctypes
 import functools
-import os
 import sys
 import tempfile
 import warnings
@@ -12,7 +11,9 @@ from typing import Any
 
 import jax
 
-CACHE_VARIABLE = "ZMAR_JAX_CACHE"
+from zmar_jax.files.places import CACHE_VARIABLE
+from zmar_jax.files.places import cache_folder as usual_folder
+
 _O0, _O1 = 9, 19
 """Levels of XLA's EffortLevel."""
 LLVM_LEVEL = 2
@@ -130,8 +131,7 @@ def cache_folder() -> Path | None:
     """
     if configured := jax.config.values["jax_compilation_cache_dir"]:
         return Path(configured)
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    folder = Path(os.environ.get(CACHE_VARIABLE) or Path(home) / "zmar_jax")
+    folder = usual_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=folder).close()

@@ -16,6 +16,7 @@ import safetensors
 import safetensors.numpy
 
 from zmar_jax.files.errors import brief, errors_as, few
+from zmar_jax.files.places import local
 from zmar_jax.files.replacing import whole_file
 from zmar_jax.torch_port.archive import read_pth, values
 from zmar_jax.torch_port.pickles import DAMAGED, DTYPES, WeightsError, shown
@@ -47,7 +48,7 @@ def weights_format(path: str | os.PathLike) -> Literal["pth", "safetensors", "or
     Raises:
         WeightsError: it is missing, unreadable or something else, which the message names.
     """
-    path = Path(os.path.expanduser(path))
+    path = local(path)
     try:
         if path.is_dir():
             if (path / "data.pkl").exists():
@@ -114,7 +115,7 @@ def read_state_dict(path: str | os.PathLike, key: str | None = None) -> StateDic
     Raises:
         WeightsError: the file is missing, damaged, hostile or holds no state dict of tensors.
     """
-    path = Path(os.path.expanduser(path))
+    path = local(path)
     kind = weights_format(path)
     try:
         if kind == "orbax":
@@ -154,7 +155,7 @@ def write_safetensors(
     Raises:
         WeightsError: it could not be written; what was at ``path`` before is still there.
     """
-    with _whole_file(Path(os.path.expanduser(path))) as file:
+    with _whole_file(local(path)) as file:
         # safetensors writes the memory at each array's address: it has to be in C order.
         arrays = {key: np.asarray(value, order="C") for key, value in state_dict.items()}
         said = {**to_metadata(state_dict), **(metadata or {})}
@@ -181,7 +182,7 @@ def write_pth(path: str | os.PathLike, state_dict: Mapping[str, np.ndarray]) -> 
         ) from error
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from error
-    with _whole_file(Path(os.path.expanduser(path))) as file:
+    with _whole_file(local(path)) as file:
         tensors = OrderedDict((key, _tensor(torch, value)) for key, value in state_dict.items())
         torch.save(tensors, file)
 

@@ -14,36 +14,18 @@ import jax
 import orbax.checkpoint as ocp
 import yaml
 
-from zmar_jax.config import (
-    Config,
-    ConfigError,
-    from_dict,
-    load_config,
-    to_dict,
-    to_flat,
-    without_places,
-)
+from zmar_jax.config import Config, from_dict, to_dict
 from zmar_jax.files.errors import brief, errors_as
 from zmar_jax.files.replacing import write_whole
 from zmar_jax.runtime.processes import from_primary, primary, together
+from zmar_jax.train import changes
+from zmar_jax.train.bucket import RunBucket
+from zmar_jax.train.changes import CONFIG
 from zmar_jax.weights import folder
 from zmar_jax.weights.checkpoint import CheckpointError
 from zmar_jax.weights.run import misfits
 
 State = TypeVar("State")
-
-CONFIG = "config.yaml"
-HARMLESS = (
-    "data.data_dir",
-    "data.workers",
-    "train.checkpoint_every",
-    "train.keep",
-    "train.log_every",
-    "train.max_bad_steps",
-    "train.validate_every",
-)
-"""Keys that a run may change when it goes on: they decide what is seen and kept and where data
-lies, never what is computed. `train.steps` is none of them: the schedule depends on it."""
 
 
 class RunCheckpoints:
@@ -63,31 +45,40 @@ class RunCheckpoints:
         config: Config,
         warn: Callable[[str], None],
         accept_changes: bool = False,
+        bucket: RunBucket | None = None,
+        about: Mapping[str, Any] | None = None,
     ):
         """Goes on with a run, or begins one.
 
         Args:
+          workdir: a folder that all processes see; or, of a run in a `bucket`, one that only this
+            process sees: it then asks no other process for anything (`apart.BucketCheckpoints`).
           warn: is told in one line of what is damaged and what is used instead.
           accept_changes: go on with another configuration than the run was begun with.
+          about: what every checkpoint tells of the run beside its configuration (`about.about`).
 
         Raises:
           CheckpointError: the run was begun with another configuration (the message lists what
-            differs beyond `HARMLESS`), all its checkpoints are damaged, or it cannot be written.
+            differs beyond `changes.HARMLESS`), all its checkpoints are damaged, or it cannot be
+            written.
         """
         self.workdir: Path = Path(workdir).absolute()
         self.folder: Path = self.workdir / "checkpoints"
-        self._config = config
+        self._config, self._bucket, self._about = config, bucket, dict(about or {})
+        self._alone = bucket is not None or jax.process_count() == 1
+        self._ask = _call if bucket else from_primary
         self._warn = warn if primary() else lambda _: None
         self._saving: int | None = None
+        self._put: int | None = None
         self._bytes = 0
         # Orbax logs whole tracebacks of the errors that are raised here as one line.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         self._accept_changes = accept_changes
-        if problem := from_primary(self._refused):
+        if problem := self._ask(self._refused):
             raise CheckpointError(problem)
         with self._writing(self.folder):
-            from_primary(lambda: self.folder.mkdir(parents=True, exist_ok=True))
-        found = from_primary(lambda: folder.steps(self.folder))
+            self._ask(lambda: self.folder.mkdir(parents=True, exist_ok=True))
+        found = self._ask(lambda: folder.steps(self.folder))
         damaged = {step: p for step in found if (p := self._damage(step, folder.metrics_damage))}
         if damaged and len(damaged) == len(found):
             raise self._all_damaged(damaged)
@@ -120,7 +111,7 @@ class RunCheckpoints:
         try:
             self.wait()
         except CheckpointError as e:
-            if jax.process_count() > 1:
+            if not self._alone:
                 raise
             failed = True
             self._warn(str(e))
@@ -130,6 +121,7 @@ class RunCheckpoints:
             state=ocp.args.StandardSave(state),
             data=ocp.args.JsonSave({"state": data_state}),
             config=ocp.args.JsonSave(to_dict(self._config)),
+            run=ocp.args.JsonSave(self._about),
         )
         scores = {name: float(value) for name, value in (metrics or {}).items()}
         known = math.isfinite(scores.get(folder.BEST, math.nan))
@@ -148,6 +140,9 @@ class RunCheckpoints:
         """
         with self._writing(self.folder / str(self._saving)):
             self._manager.wait_until_finished()
+            if self._bucket and primary() and self._put is not None:
+                self._bucket.keep_only(folder.steps(self.folder))
+                self._put = None
 
     def restore_latest(self, abstract_state: State) -> tuple[int, State, Any] | None:
         """The newest checkpoint, as (step, state, data_state); None where there is none.
@@ -198,21 +193,26 @@ class RunCheckpoints:
         options = ocp.CheckpointManagerOptions(
             best_fn=psnr,
             preservation_policy=policies.AnyPreservationPolicy([newest, best]),
+            create=False,  # which `__init__` has done
             cleanup_tmp_directories=True,
             async_options=finished,
+            multiprocessing_options=_only_this_process() if self._bucket else _all_processes(),
         )
         return ocp.CheckpointManager(self.folder, options=options)
 
     def _finish(self) -> None:
         """Writes what completes a checkpoint: its digests, and the configuration that made it."""
         folder.write_digests(self._temporary())
-        if not _holds(known := self.workdir / CONFIG, self._config):
+        if self._bucket and self._saving is not None:
+            self._bucket.put_checkpoint(self._temporary(), self._saving)
+            self._put = self._saving
+        if not changes.holds(known := self.workdir / CONFIG, self._config):
             write_whole(known, yaml.safe_dump(to_dict(self._config), sort_keys=False))
 
     def _check_room(self, state: Any) -> None:
         """Raises where the disk has no room; TensorStore's threads would complain later."""
         self._bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        free = from_primary(lambda: shutil.disk_usage(self.folder).free)
+        free = self._ask(lambda: shutil.disk_usage(self.folder).free)
         if free < self._bytes:
             raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -240,13 +240,12 @@ class RunCheckpoints:
 
     def _clean_up(self) -> None:
         """After a save that failed."""
-        alone = jax.process_count() == 1
-        if alone:
+        if self._alone:
             with contextlib.suppress(Exception):  # of the threads that failed with the first
                 self._manager.close()
         if primary():
             shutil.rmtree(self._temporary(), ignore_errors=True)
-        if alone:
+        if self._alone:
             self._manager = self._open()
 
     def _refused(self) -> str:
@@ -257,37 +256,14 @@ class RunCheckpoints:
         for step in reversed(folder.steps(self.folder)):
             path = self.folder / str(step)
             if not folder.damage(path, "config"):
-                return self._other_config(path, folder.saved_config(path))
+                return self._other_config(path)
         return ""
 
-    def _other_config(self, path: Path, saved: Mapping[str, Any]) -> str:
+    def _other_config(self, path: Path) -> str:
         """What speaks against going on from a checkpoint with this configuration."""
-        before = from_dict(Config, saved, f"{path}/config")
-        changes = ", ".join(self._changes(before))
-        if not changes or self._accept_changes:
+        if self._accept_changes:
             return ""
-        known = self.workdir / CONFIG
-        as_before = f"go on with --config {known}, " if _holds(known, before) else ""
-        return (
-            f"{self.workdir}: this run was begun with another configuration: {changes}; "
-            f"choose another --workdir, {as_before}or say --accept-changes"
-        )
-
-    def _other_arrays(self, path: Path, before: Config, names: str) -> str:
-        if not (changes := ", ".join(self._changes(before))):
-            return ""
-        return (
-            f"{path}: cannot go on with {changes}, as it has other arrays: {names}; choose another "
-            "--workdir, and name this run in train.init to begin from its weights"
-        )
-
-    def _changes(self, before: Config) -> list[str]:
-        old, new = (to_flat(without_places(each)) for each in (before, self._config))
-        return [
-            f"{key} {_shown(old[key])} -> {_shown(value)}"
-            for key, value in new.items()
-            if old[key] != value and key not in HARMLESS
-        ]
+        return changes.refusal(self.workdir, path, folder.saved_config(path), self._config)
 
     def _choose(self, steps: Iterable[int]) -> tuple[int | None, dict[int, str]]:
         """The first of `steps` that is whole, and what is wrong with those before it."""
@@ -303,7 +279,9 @@ class RunCheckpoints:
 
     def _damage(self, step: int, check: Callable[[Path], str | None] = folder.damage) -> str:
         """What is wrong with a checkpoint, as the primary process finds it; "" if nothing is."""
-        return from_primary(lambda: check(self.folder / str(step)) or "")
+        if self._bucket and check is folder.damage:
+            self._bucket.complete(step)
+        return self._ask(lambda: check(self.folder / str(step)) or "")
 
     def _all_damaged(self, damaged: Mapping[int, str]) -> CheckpointError:
         problems = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
@@ -318,12 +296,18 @@ class RunCheckpoints:
             goal = folder.free_name(self.workdir / "damaged" / str(step))
             self._warn(f"{source}: damaged ({problem}), moved to {goal}{instead}")
             with self._writing(goal):
-                from_primary(functools.partial(_move, source, goal))
+                if self._bucket:
+                    self._bucket.complete(step)
+                self._ask(functools.partial(_move, source, goal))
+        if damaged and self._bucket and primary():
+            self._bucket.put_log(self._warn, now=True)
+            self._bucket.keep_only(folder.steps(self.folder))
 
     def _read(self, step: int, abstract_state: State) -> tuple[int, State, Any]:
         path = self.folder / str(step)
         wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, abstract_state)
-        together(lambda: self._check_fit(path, wanted))
+        check = functools.partial(self._check_fit, path, wanted)
+        check() if self._bucket else together(check)
         args = ocp.args.Composite(
             state=ocp.args.StandardRestore(wanted), data=ocp.args.JsonRestore()
         )
@@ -333,29 +317,40 @@ class RunCheckpoints:
 
     def _check_fit(self, path: Path, wanted: Any) -> None:
         """Raises CheckpointError unless this run may go on from the checkpoint."""
-        saved = folder.saved_config(path)
-        if problem := self._other_config(path, saved):
+        if problem := self._other_config(path):
             raise CheckpointError(problem)
         with errors_as(CheckpointError, lambda e: f"{path}: cannot be read: {brief(e)}"):
             others = misfits(path, wanted)
         if others:
-            before = from_dict(Config, saved, f"{path}/config")
-            unlike = f"{path}: is whole, but does not fit this version of zmar_jax: other arrays: "
-            raise CheckpointError(self._other_arrays(path, before, others) or unlike + others)
+            before = from_dict(Config, folder.saved_config(path), f"{path}/config")
+            if changed := ", ".join(changes.changes(before, self._config)):
+                raise CheckpointError(
+                    f"{path}: cannot go on with {changed}, as it has other arrays: {others}; "
+                    "choose another --workdir, and name this run in train.init to begin from its "
+                    "weights"
+                )
+            raise CheckpointError(
+                f"{path}: is whole, but does not fit this version of zmar_jax: other arrays: "
+                f"{others}"
+            )
 
 
-def _holds(file: Path, config: Config) -> bool:
-    """Whether a file is there and says the same configuration."""
-    try:
-        return load_config(file) == config
-    except ConfigError:
-        return False
+def _call(ask: Callable[[], Any]) -> Any:
+    return ask()
+
+
+def _all_processes() -> ocp.options.MultiprocessingOptions:
+    return ocp.options.MultiprocessingOptions()
+
+
+def _only_this_process() -> ocp.options.MultiprocessingOptions:
+    """Each process has a manager of its own folder, which waits for none of the others."""
+    here = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=here, active_processes={here}, barrier_sync_key_prefix=f"process{here}"
+    )
 
 
 def _move(source: Path, goal: Path) -> None:
     goal.parent.mkdir(exist_ok=True)
     source.rename(goal)
-
-
-def _shown(value: Any) -> str:
-    return yaml.safe_dump([value], default_flow_style=True).strip()[1:-1]

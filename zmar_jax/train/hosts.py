@@ -8,10 +8,9 @@ import jax
 
 from zmar_jax.config import Config, to_flat, without_places
 from zmar_jax.data.pipeline import Loader
+from zmar_jax.train.changes import OWN
 from zmar_jax.weights import Weights
 
-OWN = ("data.workers", "data.data_dir")
-"""What each host may choose for itself, besides what `without_places` leaves out."""
 PACKAGES = (
     *("zmar-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint"),
     *("grain", "numpy", "opencv-python-headless", "pillow"),
@@ -22,7 +21,7 @@ PACKAGES = (
 def settings(config: Config, accept_changes: bool) -> dict[str, Any]:
     """What is compared before anything else is done: configuration, versions, devices."""
     keys = to_flat(without_places(config))
-    versions = {f"version of {name}": _version(name) for name in PACKAGES}
+    versions = {f"version of {name}": found for name, found in package_versions().items()}
     versions["version of Python"] = platform.python_version()
     return {
         **{key: value for key, value in keys.items() if key not in OWN},
@@ -57,6 +56,11 @@ def inputs(
         "weights in train.init": None if weights is None else weights.checksum,
         "newest checkpoint in --workdir": checkpoint,
     }
+
+
+def package_versions() -> dict[str, str | None]:
+    """The version of each of `PACKAGES`."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 def _version(package: str) -> str | None:

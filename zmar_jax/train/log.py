@@ -15,7 +15,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -39,9 +39,15 @@ from zmar_jax.files.replacing import write_whole
 from zmar_jax.imaging.images import Photo, write_photo
 from zmar_jax.runtime.memory import peak_memory
 from zmar_jax.runtime.processes import primary
+from zmar_jax.train.about import FILE
+from zmar_jax.train.goodput import Goodput
+from zmar_jax.train.wandb import Wandb
 from zmar_jax.weights.checkpoint import CheckpointError
 
 _GAP = 4
+_BOARD = "tensorboard"
+_PART = 1 << 20
+"""Bytes after which TensorBoard gets another file: into a bucket a file goes whole each time."""
 _EVENT: Any = event_pb2  # generated code, which type checkers cannot see into
 _SUMMARY: Any = summary_pb2
 
@@ -67,11 +73,19 @@ class RunLog:
         batch_size: int,
         start: int = 0,
         console: Console | None = None,
+        recorded: Callable[[], None] = lambda: None,
+        about: Mapping[str, Any] | None = None,
+        utilization: Callable[[float], float] | None = None,
+        begun: float | None = None,
     ):
         """Goes on with the records of `workdir` after step `start`; later ones are dropped.
 
         Args:
           steps: of the whole run; batch_size: images of a step, over all hosts.
+          recorded: called in the first process when something was written.
+          about: becomes WORKDIR/run.json; `config` in it names the loggers (`train.loggers`).
+          utilization: from images a second to the share of what the devices can do (MFU).
+          begun: when this start of the run began, in seconds since 1970; by default now.
 
         Raises:
           CheckpointError: the records cannot be written.
@@ -84,7 +98,12 @@ class RunLog:
         self._spent: collections.defaultdict[str, float] = collections.defaultdict(float)
         self._since, self._logged = time.perf_counter(), start
         self._bar: Progress | None = None
-        self._events = self.workdir / "tensorboard" / _event_file()
+        self._recorded, self._utilization = recorded, utilization
+        self._about, self._begun = dict(about or {}), begun or time.time()
+        self._loggers = self._about.get("config", {}).get("train", {}).get("loggers", [_BOARD])
+        self._wandb: Wandb | None = None
+        self._name, self._parts = _event_file(), 0
+        self._events = self.workdir / "tensorboard" / self._name
         if primary():
             self._open(start)
 
@@ -93,9 +112,14 @@ class RunLog:
         restart = _EVENT.SessionLog(status=_EVENT.SessionLog.START)
         with _writing(self.workdir):
             self._events.parent.mkdir(parents=True, exist_ok=True)
-            _cut(self.workdir / "metrics.jsonl", start)
+            if self._about:
+                write_whole(self.workdir / FILE, json.dumps(self._about, indent=1) + "\n")
+            kept = _cut(self.workdir / "metrics.jsonl", start)
+        self._goodput = Goodput(_last(kept), self._begun)
         self._event(start + 1, file_version="brain.Event:2")
         self._event(start + 1, session_log=restart)
+        if "wandb" in self._loggers:
+            self._wandb = Wandb(self.workdir, self._about)
         if self.console.is_terminal:
             columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn())
             # a step may take many seconds
@@ -132,6 +156,7 @@ class RunLog:
         data = self._spent["data"] / steps
         compute = (now - self._since - sum(self._spent.values())) / steps
         self._since, self._logged = now, step
+        spent = dict(self._spent)
         self._spent.clear()
         if not primary():
             return
@@ -140,12 +165,16 @@ class RunLog:
             "data_seconds": data,
             "compute_seconds": compute,
             "memory_bytes": peak_memory(),
+            **self._goodput.record(spent, compute * steps, time.time()),
         }
+        if self._utilization:
+            costs["mfu"] = self._utilization(costs["images_per_second"])
         values = {name: float(value) for name, value in values.items()}
         self._record(step, values, "train")
         self._record(step, costs, "cost")
         self._append({"step": step, **values, **costs})
         self._show(step, values, costs)
+        self._recorded()
 
     def validation(
         self, step: int, values: Mapping[str, Any], panels: np.ndarray | None = None
@@ -165,6 +194,7 @@ class RunLog:
             self._event(step, summary=picture)
         self._record(step, values, "validation")
         self.message(f"step {step}  validation  {_line(values)}")
+        self._recorded()
 
     def message(self, text: str) -> None:
         """Shows a line, above the bar where there is one."""
@@ -175,6 +205,8 @@ class RunLog:
         """Ends the bar."""
         if self._bar:
             self._bar.stop()
+        if self._wandb:
+            self._wandb.close()
 
     def __enter__(self) -> "RunLog":
         return self
@@ -193,16 +225,25 @@ class RunLog:
         )
 
     def _record(self, step: int, values: Mapping[str, float], group: str) -> None:
+        if self._wandb:
+            self._wandb.log(step, {f"{group}/{name}": value for name, value in values.items()})
         points = [{"tag": f"{group}/{name}", "simple_value": v} for name, v in values.items()]
         self._event(step, summary=_SUMMARY.Summary(value=points))
 
     def _event(self, step: int, **content: Any) -> None:
+        if _BOARD not in self._loggers:
+            return
         # tensorboardX's SummaryWriter would hang once its thread has met a full disk
         data = _EVENT.Event(step=step, wall_time=time.time(), **content).SerializeToString()
         length = struct.pack("<Q", len(data))
         parts = (length, _checksum(length), data, _checksum(data))
         with _writing(self._events), self._events.open("ab") as file:
             file.write(b"".join(parts))
+            full = file.tell() > _PART
+        if full:  # TensorBoard reads one file after the other, by their names
+            self._parts += 1
+            self._events = self._events.with_name(f"{self._name}.{self._parts:06d}")
+            self._event(step, file_version="brain.Event:2")
 
     def _append(self, record: Mapping[str, Any]) -> None:
         # JSON has no NaN
@@ -261,14 +302,22 @@ def _writing(path: Path) -> Iterator[None]:
         yield
 
 
-def _cut(path: Path, step: int) -> None:
-    """Drops what was recorded after `step`, and a line that a killed process left half-written."""
+def _cut(path: Path, step: int) -> str:
+    """Drops what was recorded after `step`, and a line that a killed process left half-written;
+    returns the rest."""
     if not path.exists():
-        return
+        return ""
     text = path.read_text(encoding="utf-8", errors="replace")
     kept = "".join(line for line in text.splitlines(keepends=True) if _until(line, step))
     if kept != text:
         write_whole(path, kept)
+    return kept
+
+
+def _last(lines: str) -> dict[str, Any]:
+    """The last record of a log step; an empty one where there is none."""
+    found = [json.loads(line) for line in lines.splitlines()]
+    return next((record for record in reversed(found) if "run_seconds" in record), {})
 
 
 def _until(line: str, step: int) -> bool:

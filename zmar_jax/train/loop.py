@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import math
 import operator
-import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +18,15 @@ from rich.console import Console
 
 from zmar_jax.config import Config, ConfigError
 from zmar_jax.data.pipeline import Loader, make_loader
+from zmar_jax.files.places import place
 from zmar_jax.models import param_shapes
 from zmar_jax.runtime import sharding
-from zmar_jax.runtime.processes import agree, together
+from zmar_jax.runtime.processes import agree, primary, together
 from zmar_jax.runtime.stop import stop_if_asked
 from zmar_jax.torch_port import WeightsError
 from zmar_jax.train import hosts
+from zmar_jax.train.about import about
+from zmar_jax.train.apart import BucketCheckpoints
 from zmar_jax.train.checkpoints import RunCheckpoints
 from zmar_jax.train.lock import only_training
 from zmar_jax.train.log import RunLog, panel
@@ -41,15 +44,21 @@ class TrainingError(ValueError):
 
 
 def train(
-    config: Config, workdir: Path, profile: range | None = None, accept_changes: bool = False
+    config: Config,
+    workdir: str | Path,
+    profile: range | None = None,
+    accept_changes: bool = False,
+    utilization: Callable[[float], float] | None = None,
 ) -> int:
     """Trains until `config.train.steps`, going on from the newest checkpoint in `workdir`.
 
     All processes of a run make this call. SIGTERM, or Ctrl-C, saves and ends.
 
     Args:
+      workdir: a folder, or the URL of one in a bucket (`files.places`).
       profile: steps of which a JAX profiler trace is written to WORKDIR/profile.
       accept_changes: go on although the run was begun with another configuration.
+      utilization: from images a second to the share of what the devices can do, to be recorded.
 
     Returns:
       The number of steps done.
@@ -61,7 +70,7 @@ def train(
         finite gradient, or hosts that differ in configuration, versions, devices, data, masks or
         weights.
     """
-    workdir = Path(os.path.expanduser(workdir))
+    where, begun_at = place(workdir), time.time()
     agree(hosts.settings(config, accept_changes))
     mesh = sharding.make_mesh(config.train.fsdp)
     sharding.check_batch(config.data.batch_size, config.train.accumulate, mesh)
@@ -69,10 +78,16 @@ def train(
     console = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
     with (
         stop_signal() as stopping,
-        only_training(workdir),
-        RunCheckpoints(workdir, config, console.print, accept_changes) as checkpoints,
+        only_training(where, console.print) as (folder, bucket),
+        contextlib.ExitStack() as stack,
     ):
-        say = console.print if jax.process_index() == 0 else lambda _: None
+        say = functools.partial(_say, console, str(folder), str(where))
+        facts = about(config, mesh, where)
+        if bucket:
+            kept = BucketCheckpoints(bucket, config, say, accept_changes, facts)
+        else:
+            kept = RunCheckpoints(folder, config, say, accept_changes, about=facts)
+        checkpoints = stack.enter_context(kept)
         going_on = checkpoints.latest_good
         inputs = together(lambda: _open(config, mesh, going_on is None, say))
         loader, validator, weights = inputs
@@ -91,10 +106,12 @@ def train(
             )
             return start
         size, steps = config.data.batch_size, config.train.steps
-        with together(lambda: RunLog(workdir, steps, size, start, console)) as log:
+        put = functools.partial(bucket.put_log, say) if bucket else lambda: None
+        told = (console, put, facts, utilization, begun_at)
+        with together(lambda: RunLog(folder, steps, size, start, *told)) as log:
             begun_from = (data_state or {}).get("init", weights and weights.checksum)
             run = _Run(config, mesh, state, loader, validator, checkpoints, log, begun_from)
-            with _Profile(profile, workdir / "profile") as trace:
+            with _Profile(profile, folder / "profile") as trace:
                 while run.step < config.train.steps and not stopping(run.step):
                     trace.at(run.step, run.state)
                     run.advance()
@@ -115,7 +132,7 @@ class _Run:
         state: TrainState,
         loader: Loader,
         validator: Validator,
-        checkpoints: RunCheckpoints,
+        checkpoints: RunCheckpoints | BucketCheckpoints,
         log: RunLog,
         begun_from: str | None,
     ):
@@ -225,7 +242,7 @@ def _open(
 def _begin(
     config: Config,
     mesh: Mesh,
-    checkpoints: RunCheckpoints,
+    checkpoints: RunCheckpoints | BucketCheckpoints,
     weights: Weights | None,
     say: Callable[[str], None],
 ) -> tuple[TrainState, Any]:
@@ -289,6 +306,12 @@ def _summary(config: Config, mesh: Mesh, state: TrainState) -> str:
         f"{config.data.batch_size} crops of {config.data.crop}, {mesh.size} x "
         f"{jax.devices()[0].device_kind} in {jax.process_count()} process(es)"
     )
+
+
+def _say(console: Console, folder: str, where: str, text: str) -> None:
+    """Shows a line in the first process; what lies in the folder, lies where the user said."""
+    if primary():
+        console.print(text.replace(folder, where))
 
 
 def _due(step: int, every: int) -> bool:

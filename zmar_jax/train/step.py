@@ -35,7 +35,9 @@ def init_step(state: TrainState, batch: Batch, rng: Array) -> TrainState:
     them NaN counts as a bad step and leaves `step` at 0: try the next.
     """
     low, gt, noise = _inputs(state, batch, rng)
-    params = init_actnorm(state.model, state.params, gt, *ops.network_input(low), noise)
+    params = sharding.constrain(state.params, sharding.REPLICATED)
+    params = init_actnorm(state.model, params, gt, *ops.network_input(low), noise)
+    params = sharding.constrain(params, sharding.REPLICATED)  # as of the gradients of a step
     params = changed(state.params, params, state.config.train.trainable)
     ok = jnp.all(jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]))
     ema = state.ema if state.ema is None else params
@@ -62,6 +64,8 @@ def train_step(state: TrainState, batch: Batch, rng: Array) -> tuple[TrainState,
     cfg = state.config.train
     low, gt, noise = _inputs(state, batch, rng)
     grads, metrics = _gradients(state, (low, gt, noise))
+    # else XLA splits the backward pass as the optimizer lies, by hundreds of small collectives
+    grads = sharding.constrain(grads, sharding.REPLICATED)
     grad_norm = optax.tree.norm(grads)
     rate = learning_rate(cfg)(state.step)
     ok = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)

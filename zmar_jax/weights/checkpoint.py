@@ -8,6 +8,7 @@ import orbax.checkpoint as ocp
 
 from zmar_jax.config import ConfigError, ModelConfig, from_dict, to_dict
 from zmar_jax.files.errors import brief, errors_as
+from zmar_jax.files.places import local
 from zmar_jax.files.replacing import whole_folder
 from zmar_jax.models import param_shapes
 
@@ -26,7 +27,7 @@ def save_params(path: str | Path, params: Any, config: ModelConfig) -> None:
     Raises:
       CheckpointError: it could not be written, or `path` is anything but such a checkpoint.
     """
-    path = Path(path).absolute()
+    path = local(path).absolute()
     found = _names(path) - {"_CHECKPOINT_METADATA", "commit_success.txt"}
     if path.exists() and found != _ITEMS:
         raise CheckpointError(
@@ -49,7 +50,7 @@ def load_params(path: str | Path) -> tuple[Any, ModelConfig]:
     Raises:
       CheckpointError: not such a directory, damaged, or params that do not fit the config.
     """
-    path = Path(path).absolute()
+    path = local(path).absolute()
     if _ITEMS - _names(path):  # what else is there, as .DS_Store, harms nobody
         raise CheckpointError(
             f"{path}: not a zmar_jax checkpoint (expected folders params/ and config/); "

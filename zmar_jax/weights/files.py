@@ -3,9 +3,9 @@
 import dataclasses
 import json
 import math
-import os
 import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,14 +15,17 @@ import numpy as np
 from zmar_jax import torch_port
 from zmar_jax.config import ModelConfig
 from zmar_jax.files.errors import brief, errors_as
+from zmar_jax.files.mirror import Mirror, named, published, scratch
+from zmar_jax.files.places import is_there, place
 from zmar_jax.files.replacing import put_back
 from zmar_jax.models import param_shapes
-from zmar_jax.weights import checkpoint, download
+from zmar_jax.weights import checkpoint, download, folder
 from zmar_jax.weights.folder import is_run
 from zmar_jax.weights.run import load_run
 
 Format = Literal["orbax", "safetensors", "pth"]
 _SUFFIXES: dict[str, Format] = {".safetensors": "safetensors", ".pth": "pth", ".orbax": "orbax"}
+_THERE = "exists already; choose another name or --overwrite"
 BUNDLED = Path(__file__).parent / "nano.safetensors"
 """Weights of a small model, trained by this project's own `train`; README.md beside them tells."""
 
@@ -60,7 +63,8 @@ def load_weights(path: str | Path | None = None, key: str | None = None) -> Weig
     Also a sharded `.safetensors` file: its index, or the folder that it is in.
 
     Without a path, or for `bundled`, the weights that come with the package; `hf:user/name` are
-    those of a repository of the Hugging Face Hub (`download.parse`).
+    those of a repository of the Hugging Face Hub (`download.parse`). Also by a URL: what is
+    needed is copied to this machine for the while.
 
     Of a training run (WORKDIR, or one of its checkpoints) the best checkpoint by validation PSNR,
     or the newest where none was validated; the moving average, where it has one.
@@ -75,7 +79,31 @@ def load_weights(path: str | Path | None = None, key: str | None = None) -> Weig
         path = BUNDLED
     if download.is_remote(path):
         path = download.downloaded(path)
-    path = Path(os.path.expanduser(path))
+    where = place(path)
+    if isinstance(where, Path):
+        return _load(where, key)
+    with scratch(where.rpartition("/")[2]) as here, named(here, where):
+        return _load(here, key, _fetch(where, here))
+
+
+def _fetch(url: str, target: Path) -> Callable[[Path], object]:
+    """Fetches weights, but of a run no arrays; returns what fetches those of a checkpoint."""
+    mirror = Mirror(target, url)
+    if mirror.bucket.is_object():
+        target.rmdir()
+        mirror.bucket.fetch("", target)
+        return lambda path: None
+    names = mirror.bucket.names()
+    if not names:
+        raise torch_port.WeightsError(f"{url}: expected weights, found nothing; check the name")
+    few = folder.without_states(names)
+    mirror.pull(lambda name: name in (few or names))
+    return lambda path: mirror.pull(below=(path / "state").relative_to(target).as_posix())
+
+
+def _load(
+    path: Path, key: str | None, complete: Callable[[Path], object] = lambda path: None
+) -> Weights:
     _put_back(path)
     kind = torch_port.weights_format(path)
     if kind == "orbax":
@@ -83,7 +111,7 @@ def load_weights(path: str | Path | None = None, key: str | None = None) -> Weig
             raise torch_port.WeightsError(f"{path}: a folder has no --key; give a file, or no key")
         source = "weights"
         if is_run(path):
-            params, config, source = load_run(path)
+            params, config, source = load_run(path, complete)
         else:
             params, config = checkpoint.load_params(path)
         count = len(jax.tree.leaves(params))
@@ -121,11 +149,22 @@ def save_weights(
         off, it cannot be written, a compact Orbax directory is asked for, a value is beyond
         float16, or a setting beyond what a `.pth` can hold.
     """
-    path = Path(os.path.expanduser(path))
+    where = place(path)
+    if isinstance(where, Path):
+        return _save(where, weights, to, overwrite, compact)
+    if not overwrite and is_there(where):
+        raise torch_port.WeightsError(f"{where}: {_THERE}")
+    with published(where, last="config/metadata") as target:
+        return _save(target.path, weights, to, overwrite, compact)
+
+
+def _save(
+    path: Path, weights: Weights, to: Format | None, overwrite: bool, compact: bool
+) -> Format:
     to = _format_of(path, to)
     _put_back(path)
     if path.exists() and not overwrite:
-        raise torch_port.WeightsError(f"{path}: exists already; choose another name or --overwrite")
+        raise torch_port.WeightsError(f"{path}: {_THERE}")
     if to == "orbax" and compact:
         raise torch_port.WeightsError(
             f"{path}: only .safetensors and .pth files can be compact; change the name"

@@ -2,7 +2,8 @@
 
 ```
 WORKDIR/config.yaml           the configuration of the newest checkpoint, every key
-WORKDIR/checkpoints/STEP/     state/ data/ config/ metrics/ and digests.json
+WORKDIR/run.json              how the last start computes: versions, commit, hosts, devices, mesh
+WORKDIR/checkpoints/STEP/     state/ data/ config/ run/ metrics/ and digests.json
 WORKDIR/damaged/STEP/         what could not be read
 ```
 """
@@ -40,6 +41,19 @@ def steps(folder: Path) -> list[int]:
     """The steps of the finished checkpoints in `folder`, ascending."""
     names = (path.name for path in folder.iterdir()) if folder.is_dir() else ()
     return sorted(int(name) for name in names if name.isdecimal())
+
+
+def without_states(names: Iterable[str]) -> set[str]:
+    """Of the names of files in the folder of a run those that whole checkpoints have besides their
+    arrays: all that is needed to choose one."""
+    names = list(names)
+    whole = [name.removesuffix(DIGESTS) for name in names if name.split("/")[-1] == DIGESTS]
+    return {
+        name
+        for name in names
+        for start in whole
+        if name.startswith(start) and not name.startswith(f"{start}state/")
+    }
 
 
 def best_first(folder: Path, found: Iterable[int]) -> list[int]:

@@ -1,6 +1,7 @@
 """The weights of a training run, for whatever is not training."""
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,22 @@ import orbax.checkpoint as ocp
 
 from zmar_jax.config import Config, ConfigError, ModelConfig, from_dict
 from zmar_jax.files.errors import brief
+from zmar_jax.files.places import local
 from zmar_jax.models import param_shapes
 from zmar_jax.weights import folder
 from zmar_jax.weights.checkpoint import CheckpointError, on_device
 
 
-def load_run(path: str | Path) -> tuple[Any, ModelConfig, str]:
+def load_run(
+    path: str | Path, complete: Callable[[Path], object] = lambda path: None
+) -> tuple[Any, ModelConfig, str]:
     """The weights of a run: of its best checkpoint, or of the newest where none was validated.
 
     Their moving average, where the run has one. A damaged checkpoint is passed over, and said so.
 
     Args:
       path: a workdir, its WORKDIR/checkpoints, or one of these, WORKDIR/checkpoints/STEP.
+      complete: is called with the folder of a checkpoint before its arrays are needed.
 
     Returns:
       params, the model's sizes, and in words which checkpoint this is.
@@ -29,13 +34,14 @@ def load_run(path: str | Path) -> tuple[Any, ModelConfig, str]:
     Raises:
       CheckpointError: no checkpoint, or none that is whole.
     """
-    path = Path(path).absolute()
+    path = local(path).absolute()
     inside = folder.checkpoints_of(path)
     found = [inside / str(step) for step in folder.best_first(inside, folder.steps(inside))]
     if (path / folder.DIGESTS).is_file():
         found = [path]
     passed = []
     for checkpoint in found:
+        complete(checkpoint)
         problem = folder.damage(checkpoint)
         if not problem:
             params, config, kind = _read(checkpoint)
