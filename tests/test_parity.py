@@ -216,6 +216,7 @@ def test_without_torch_the_script_says_what_to_install(monkeypatch, capsys):
     import dump_activations
 
     monkeypatch.setattr(dump_activations.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("sys.argv", ["dump_activations.py", "--weights", "w.pth", "--out", "d.npz"])
     assert dump_activations.main() == 1
     assert "zmar-jax[torch]" in capsys.readouterr().err
 
