@@ -84,6 +84,7 @@ def test_samples_and_their_spread(page):
 
 
 def test_paint_a_mask(page, tmp_path):
+    page.driver.set_window_size(1280, 1200)  # in which all controls are seen
     page.drop(("a.png", photo()))
     page.restored()
     page.find("[value=paint] + span").click()
