@@ -175,7 +175,7 @@ def test_batch_that_does_not_divide() -> None:
 
 
 def test_alone_where_nobody_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody() -> None:
+    def nobody(**options: Any) -> None:
         raise ValueError("coordinator_address should be defined.")
 
     sharding.initialize_distributed()  # on a CPU that has been computing: JAX itself refuses
@@ -184,7 +184,7 @@ def test_alone_where_nobody_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_others_that_cannot_be_joined(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unlabelled() -> None:
+    def unlabelled(**options: Any) -> None:
         raise RuntimeError("pod a-1 does not have a controller.")
 
     monkeypatch.setattr(jax.distributed, "initialize", unlabelled)

@@ -68,7 +68,7 @@ def main(args: Sequence[str] | None = None) -> int:
         if not (message := _message(e)):
             raise
         err.print(f"error: {message}", style="red")
-        return 1
+        return _code(e)
     except KeyboardInterrupt:
         err.print("interrupted")
         return stop.INTERRUPTED
@@ -99,6 +99,13 @@ def _versions() -> str:
     """What a bug report should begin with."""
     packages = (f"{name} {importlib.metadata.version(name)}" for name in ("zmar-jax", "jax"))
     return ", ".join([*packages, f"Python {platform.python_version()}"])
+
+
+def _code(error: Exception) -> int:
+    """What schedulers read: 2 where hosts were started differently (`train` has more codes)."""
+    from zmar_jax.runtime.processes import HostsDifferError
+
+    return 2 if isinstance(error, HostsDifferError) else 1
 
 
 def _message(error: Exception) -> str | None:

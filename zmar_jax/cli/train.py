@@ -1,11 +1,13 @@
 """`train`."""
 
+import os
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from zmar_jax.cli.console import UsageError
+from zmar_jax.cli.console import UsageError, err
 from zmar_jax.files.places import Place
+from zmar_jax.runtime import restarts as again
 
 
 def train(
@@ -19,7 +21,8 @@ def train(
     coordinator: Annotated[str | None, arg(metavar="HOST:PORT")] = None,
     processes: int | None = None,
     process: int | None = None,
-) -> None:
+    restarts: int = 0,
+) -> int:
     """Train a model; started again with the same workdir, it goes on where it was.
 
     The same command trains on one device, on all devices of a host, and on every host of a TPU
@@ -32,6 +35,8 @@ def train(
 
     $ zmar-jax train --config photos_nano --workdir gs://bucket/photos
 
+    $ zmar-jax train --config lol_v2_real --workdir gs://bucket/lol --restarts 100
+
     Args:
       settings: Changes to the configuration, section.key=value.
       config: YAML file of what differs from the published recipe, on this machine or in a bucket,
@@ -43,21 +48,35 @@ def train(
       coordinator: Address of the first process, where hosts do not find each other.
       processes: How many processes there are in all, with --coordinator.
       process: Which of them this is, from 0, with --coordinator.
+      restarts: How often to start again when the training is killed or loses another host; it goes
+        on from its newest checkpoint. Errors in what you gave are not tried again.
     """
+    if restarts < 0:
+        raise UsageError(f"--restarts must be 0 or more, got {restarts}")
+    if restarts and not again.is_child():
+        return again.watched(again.this_command(), restarts, err.print)
     import jax
 
     from zmar_jax.benchmark.utilization import utilization
     from zmar_jax.config import load_config, override
     from zmar_jax.runtime import compilation, sharding
+    from zmar_jax.runtime.processes import HostLostError, ending_with_the_others
     from zmar_jax.train import train as run
 
     if coordinator and (processes is None or process is None):
         raise UsageError("--coordinator needs --processes and --process")
     run_config = override(load_config(config), settings)
     steps = _steps(profile) if profile else None
-    sharding.initialize_distributed(coordinator, processes, process)
-    compilation.enable_cache()
-    run(run_config, workdir, steps, accept_changes, utilization(run_config, jax.devices()))
+    try:
+        sharding.initialize_distributed(coordinator, processes, process)
+        compilation.enable_cache()
+        peak = utilization(run_config, jax.devices())
+        with ending_with_the_others():
+            run(run_config, workdir, steps, accept_changes, peak)
+    except HostLostError as e:
+        err.print(f"error: {e}", style="red")
+        os._exit(again.LOST)  # any other way out waits for the host that has gone
+    return 0
 
 
 def _steps(text: str) -> range:

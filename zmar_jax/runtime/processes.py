@@ -4,8 +4,9 @@ A process that raises alone leaves the others waiting for it. So whatever one of
 is done by `together`, and whatever all of them must have alike goes through `agree`.
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -17,6 +18,14 @@ T = TypeVar("T")
 
 class ProcessError(ValueError):
     """Processes of a run that do not agree, or another one's error; in one line."""
+
+
+class HostsDifferError(ProcessError):
+    """Hosts that were started with something else than the others."""
+
+
+class HostLostError(ProcessError):
+    """Another host that has gone, or cannot be joined: starting all again may do."""
 
 
 def primary() -> bool:
@@ -57,7 +66,7 @@ def agree(facts: Mapping[str, Any]) -> None:
       facts: by name, what JSON can hold.
 
     Raises:
-      ProcessError: in all processes; names each fact that differs, and two of its values.
+      HostsDifferError: in all processes; names each fact that differs, and two of its values.
     """
     everyone = [json.loads(text) for text in gather(json.dumps(dict(facts)))]
     differ = [
@@ -66,10 +75,28 @@ def agree(facts: Mapping[str, Any]) -> None:
         if any(theirs.get(name) != everyone[0].get(name) for theirs in everyone)
     ]
     if differ:
-        raise ProcessError(
+        raise HostsDifferError(
             f"the hosts of this run do not see the same {'; nor the same '.join(differ)}; start "
             "the same command on each, with the same files and versions"
         )
+
+
+@contextlib.contextmanager
+def ending_with_the_others() -> Iterator[None]:
+    """In the block, an error of the runtime between processes is that another one has gone.
+
+    Raises:
+      HostLostError: instead of such an error, where there are several processes.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as e:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(e):
+            raise
+        raise HostLostError(
+            f"another host of this run has gone ({str(e).splitlines()[0]}); the same command, on "
+            "all of them, goes on from the newest checkpoint; --restarts N does so by itself"
+        ) from e
 
 
 def _difference(name: str, values: list[Any]) -> str:

@@ -14,7 +14,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from zmar_jax.config import ConfigError
 from zmar_jax.runtime import compilation
+from zmar_jax.runtime.processes import HostLostError
 
+HEARTBEAT = 30
+"""Seconds without a sign of life after which a host counts as gone."""
 BATCH = PartitionSpec(("data", "fsdp"))
 REPLICATED = PartitionSpec()
 
@@ -32,7 +35,8 @@ def initialize_distributed(
       coordinator: host:port of process 0; num_processes, process_id: how many, and which is this.
 
     Raises:
-      ConfigError: an incomplete or impossible combination, or others that cannot be joined.
+      ConfigError: an incomplete or impossible combination.
+      HostLostError: others that cannot be joined.
     """
     given = (coordinator, num_processes, process_id)
     if coordinator is None or num_processes is None or process_id is None:
@@ -48,21 +52,23 @@ def initialize_distributed(
             f"{coordinator}, process_id {process_id}, num_processes {num_processes}"
         )
     try:
-        jax.distributed.initialize(*given, cluster_detection_method="deactivate")
+        jax.distributed.initialize(
+            *given, cluster_detection_method="deactivate", heartbeat_timeout_seconds=HEARTBEAT
+        )
     except (ValueError, RuntimeError) as e:
-        raise ConfigError(
+        raise HostLostError(
             f"cannot join the other processes of this run at {coordinator}: {e}"
         ) from e
 
 
 def _join_detected() -> None:
     try:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
     except (ValueError, RuntimeError) as e:
         nobody = "coordinator_address should be defined" in str(e)
         late = "must be called before" in str(e) and jax.default_backend() == "cpu"
         if not (nobody or late):
-            raise ConfigError(
+            raise HostLostError(
                 f"cannot join the other processes of this run: {e} To train with this one alone, "
                 "give coordinator localhost:1234, num_processes 1, process_id 0"
             ) from e
