@@ -1,18 +1,24 @@
 """A command that is started again; real processes that are killed."""
 
+import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 from zmar_jax import cli
 from zmar_jax.runtime import processes, restarts
 from zmar_jax.runtime.processes import HostLostError, HostsDifferError, ending_with_the_others
+from zmar_jax.weights import load_weights
 
 
 @pytest.fixture(autouse=True)
@@ -109,3 +115,81 @@ def test_hosts_that_differ_end_with_a_code_of_their_own(monkeypatch, capsys):
     assert "train.steps: 1 in process 0, 2 in process 1" in capsys.readouterr().err
     with pytest.raises(HostsDifferError):
         processes.agree({})
+
+
+SMALL = (
+    *("model.dim=2", "model.blocks=[1,1,1]", "model.heads=[1,1,1]", "model.refinement_blocks=1"),
+    *("model.flow_additional_steps=1", "model.flow_steps=1", "model.flow_hidden=4"),
+    *("data.batch_size=2", "data.crop=16", "data.workers=0", "train.steps=12"),
+    *("train.checkpoint_every=3", "train.validate_every=6", "train.log_every=3"),
+)
+
+
+@contextlib.contextmanager
+def two_hosts(
+    folder: Path, photos: Path, *options: str
+) -> Iterator[tuple[list[subprocess.Popen[str]], Callable[[], list[str]]]]:
+    """A training by two processes, which write to `folder`, and what waits for what they say."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        address = f"localhost:{s.getsockname()[1]}"
+    data = [f"data.folder={photos}", f"data.val_folder={photos}", f"data.data_dir={folder}.data"]
+    command = ["-m", "zmar_jax", "train", *SMALL, *data, "--config", "tiny"]
+    joined = ["--workdir", str(folder), "--coordinator", address, "--processes", "2", *options]
+    alone = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1", "JAX_PLATFORMS": "cpu"}
+    with contextlib.ExitStack() as stack:
+        paths = [folder.with_name(f"{folder.name}.{i}") for i in "01"]
+        logs = [stack.enter_context(path.open("w+")) for path in paths]
+        hosts = [
+            subprocess.Popen(
+                [sys.executable, *command, *joined, "--process", str(process)],
+                env={**os.environ, **alone},
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+            for process, log in enumerate(logs)
+        ]
+        for host in hosts:
+            stack.callback(host.wait)
+            stack.callback(kill_all, host)
+
+        def ended() -> list[str]:
+            codes = [host.wait(400) for host in hosts]
+            told = [path.read_text() for path in paths]
+            assert codes == [0, 0], told
+            return told
+
+        yield hosts, ended
+
+
+def kill_all(host: subprocess.Popen[str]) -> None:
+    """The process and its child, if they still run."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(host.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_host_that_is_killed_brings_the_run_back(killed, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 256, (32, 48, 3), np.uint8)).save(photos / f"{i}.png")
+    expected, run = tmp_path / "undisturbed", tmp_path / "run"
+    with two_hosts(expected, photos) as (_, ended):
+        ended()
+    with two_hosts(run, photos, "--restarts", "9") as (hosts, ended):
+        deadline = time.monotonic() + 400
+        while not (run / "checkpoints" / "6").exists():
+            assert time.monotonic() < deadline
+            assert hosts[killed].poll() is None
+            time.sleep(0.02)
+        child = subprocess.check_output(["pgrep", "-P", str(hosts[killed].pid)], text=True)
+        os.kill(int(child), signal.SIGKILL)
+        told = ended()
+    assert "ended by SIGKILL; it starts again" in told[killed]
+    assert "resumed at step" in told[0]
+    found, wanted = (load_weights(folder).params for folder in (run, expected))
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
