@@ -12,9 +12,9 @@ from PIL import Image
 from zmar_jax import ops
 from zmar_jax.config import PRESETS
 from zmar_jax.imaging.images import Photo, write_photo
+from zmar_jax.restore import Options, Restorer, restore_file
 from zmar_jax.restore.arguments import amount, lost_pixels, picture, real, whole
 from zmar_jax.restore.programs import RestorePrograms
-from zmar_jax.restore.restorer import Options, Restorer, restore_file
 
 RGB = np.random.default_rng(0).integers(0, 255, (20, 24, 3), np.uint8)
 LOST = np.eye(20, 24, dtype=bool)

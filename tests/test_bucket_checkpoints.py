@@ -16,7 +16,7 @@ from emulators import Fault, Gate, emulator
 
 from zmar_jax.config import Config, override
 from zmar_jax.files.places import Bucket, PlaceError, _filesystem
-from zmar_jax.train.apart import BucketCheckpoints
+from zmar_jax.train.bucket_checkpoints import BucketCheckpoints
 from zmar_jax.train.lock import only_training
 from zmar_jax.weights.checkpoint import CheckpointError
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from zmar_jax.data.sample import sample
 from zmar_jax.imaging.images import Photo, read_photo, write_photo
-from zmar_jax.restore.restorer import Options, Restorer, load_restorer, restore_file
+from zmar_jax.restore import Options, Restorer, load_restorer, restore_file
 from zmar_jax.runtime import compilation
 
 WITHIN = 1.5

@@ -8,7 +8,7 @@ import pytest
 from zmar_jax import cli
 from zmar_jax.imaging.images import ImageError, Photo, find_photos, write_photo
 from zmar_jax.imaging.outputs import bare_name, names_file, output_file, output_paths
-from zmar_jax.restore.restorer import Options, restore_file
+from zmar_jax.restore import Options, restore_file
 
 BLACK = Photo(np.zeros((16, 16, 3), np.uint8))
 

@@ -18,8 +18,9 @@ import pytest
 from zmar_jax import ZmarSNFlow, cli, load_restorer, ops
 from zmar_jax.config import PRESETS
 from zmar_jax.imaging.images import Photo, read_photo, write_photo
+from zmar_jax.restore.files import Options, restore_files, std_path
 from zmar_jax.restore.programs import RestorePrograms
-from zmar_jax.restore.restorer import Options, Restorer, restore_files, std_path
+from zmar_jax.restore.restorer import Restorer
 from zmar_jax.runtime import compilation
 from zmar_jax.weights import Weights, save_weights
 

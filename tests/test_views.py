@@ -1,12 +1,17 @@
 """Views of a picture, and restorations that are means over them."""
 
+import json
+
 import golden
 import numpy as np
 import pytest
 
+from zmar_jax import cli
 from zmar_jax.config import PRESETS
+from zmar_jax.imaging.images import Photo, read_photo, write_photo
 from zmar_jax.imaging.views import View, choose_views
 from zmar_jax.restore.restorer import Restorer, Stage
+from zmar_jax.weights import Weights, save_weights
 
 TINY = PRESETS["tiny"]
 PICTURE = np.random.default_rng(3).integers(0, 60, (24, 32, 3), np.uint8)
@@ -60,3 +65,20 @@ def test_each_view_is_told_with_its_samples(restorer):
     seen = restorer.see(PICTURE)
     restorer.sample_seen(seen, 0.5, samples=2, views=2, tell=told.append)
     assert told == [Stage(view, 2, sample, 2) for view in (1, 2) for sample in (0, 1, 2)]
+
+
+def test_the_command_line_passes_the_views_on(restorer, tmp_path):
+    weights = tmp_path / "tiny.safetensors"
+    save_weights(weights, Weights(golden.params("tiny", 1), TINY, "safetensors", 0, 0, ()))
+    for name in ("low", "gt"):
+        write_photo(tmp_path / "pairs" / name / "a.png", Photo(PICTURE))
+    given = ["-c", str(weights), "--views", "2", "-o", str(tmp_path / "out")]
+    assert cli.main(["restore", str(tmp_path / "pairs" / "low"), *given]) == 0
+    np.testing.assert_array_equal(
+        read_photo(tmp_path / "out" / "a.png").rgb, restorer(PICTURE, views=2)
+    )
+    assert cli.main(["evaluate", "--data", str(tmp_path / "pairs"), *given]) == 0
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["views"] == 2
+    found = read_photo(tmp_path / "out" / "restored" / "a.png").rgb.astype(int)
+    assert np.abs(found - restorer(PICTURE, views=2)).max() <= 1
+    assert np.abs(found - restorer(PICTURE, views=1)).max() > 1

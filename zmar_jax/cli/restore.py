@@ -93,7 +93,7 @@ def restore(
       gps: Keep where a picture was taken; date, camera, dpi and colour profile are always kept.
       open_: Show the result at the end: the picture, or the folder of several.
     """
-    from zmar_jax.restore.restorer import Options, load_restorer, restore_files
+    from zmar_jax.restore import Options, load_restorer, restore_files
     from zmar_jax.runtime import compilation
 
     check_sampling(heat, samples, seed)
@@ -143,7 +143,7 @@ def _paths(
     """Each picture with what it becomes, and what there is to say of the others."""
     from zmar_jax.imaging.images import find_photos
     from zmar_jax.imaging.outputs import names_file, output_file, output_paths
-    from zmar_jax.restore.restorer import std_path
+    from zmar_jax.restore.files import std_path
 
     notes: list[str] = []
     if inputs:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from zmar_jax.files.errors import errors_as
-from zmar_jax.files.lease import Lease
+from zmar_jax.files.lease import FOLDER, Lease
 from zmar_jax.files.lock import LockedError, take
 from zmar_jax.files.mirror import Mirror, Published, named, scratch
 from zmar_jax.files.places import Place
@@ -65,7 +65,7 @@ def only_evaluation(out: Place) -> Iterator[Published]:
             return
         with scratch(out.rpartition("/")[2]) as folder, named(folder, out):
             mirror = Mirror(folder, out)
-            mirror.pull(lambda name: not name.startswith(".lock/"))
+            mirror.pull(lambda name: not name.startswith(f"{FOLDER}/"))
             yield Published(folder, mirror.push)
             mirror.push()
     finally:

@@ -20,7 +20,8 @@ RENEWED = 5.0
 """Seconds between two writes of the holder."""
 STALE = 30.0
 """Seconds without one after which the holder is gone."""
-_FOLDER = ".lock"
+FOLDER = ".lock"
+"""Below the URL; no file of a mirror."""
 
 
 class Lease:
@@ -97,7 +98,7 @@ class Lease:
         return json.dumps({**about, "token": self._token, "beats": beats}).encode()
 
     def _numbers(self) -> list[int]:
-        names = (name.rpartition("/")[2] for name in self._bucket.names(_FOLDER))
+        names = (name.rpartition("/")[2] for name in self._bucket.names(FOLDER))
         return sorted(int(name) for name in names if name.isdecimal())
 
     def _last(self) -> int:
@@ -105,7 +106,7 @@ class Lease:
         return max(self._numbers(), default=0)
 
     def _name(self, number: int) -> str:
-        return f"{_FOLDER}/{number:06d}"
+        return f"{FOLDER}/{number:06d}"
 
 
 def _machine() -> str:

@@ -44,6 +44,8 @@ def watched(command: Sequence[str], restarts: int, say: Callable[[str], None]) -
     try:
         for left in range(restarts, -1, -1):
             child = subprocess.Popen(list(command), env={**os.environ, _CHILD: "1"})
+            if asked:  # since it was looked at, and before there was a child to pass it on to
+                child.terminate()
             code = child.wait()
             if not _by_accident(code) or asked or not left:
                 break

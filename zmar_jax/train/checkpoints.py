@@ -52,7 +52,7 @@ class RunCheckpoints:
 
         Args:
           workdir: a folder that all processes see; or, of a run in a `bucket`, one that only this
-            process sees: it then asks no other process for anything (`apart.BucketCheckpoints`).
+            process sees: it then asks no other process for anything (`BucketCheckpoints`).
           warn: is told in one line of what is damaged and what is used instead.
           accept_changes: go on with another configuration than the run was begun with.
           about: what every checkpoint tells of the run beside its configuration (`about.about`).

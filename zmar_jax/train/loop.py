@@ -26,7 +26,7 @@ from zmar_jax.runtime.stop import stop_if_asked
 from zmar_jax.torch_port import WeightsError
 from zmar_jax.train import hosts
 from zmar_jax.train.about import about
-from zmar_jax.train.apart import BucketCheckpoints
+from zmar_jax.train.bucket_checkpoints import BucketCheckpoints, open_checkpoints
 from zmar_jax.train.checkpoints import RunCheckpoints
 from zmar_jax.train.lock import only_training
 from zmar_jax.train.log import RunLog, panel
@@ -83,10 +83,7 @@ def train(
     ):
         say = functools.partial(_say, console, str(folder), str(where))
         facts = about(config, mesh, where)
-        if bucket:
-            kept = BucketCheckpoints(bucket, config, say, accept_changes, facts)
-        else:
-            kept = RunCheckpoints(folder, config, say, accept_changes, about=facts)
+        kept = open_checkpoints(folder, bucket, config, say, accept_changes, facts)
         checkpoints = stack.enter_context(kept)
         going_on = checkpoints.latest_good
         inputs = together(lambda: _open(config, mesh, going_on is None, say))

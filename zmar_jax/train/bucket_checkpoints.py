@@ -75,6 +75,20 @@ class BucketCheckpoints:
         self.close()
 
 
+def open_checkpoints(
+    folder: Path,
+    bucket: RunBucket | None,
+    config: Config,
+    warn: Callable[[str], None],
+    accept_changes: bool,
+    about: Mapping[str, Any],
+) -> "RunCheckpoints | BucketCheckpoints":
+    """The checkpoints of what `lock.only_training` gave: of the bucket, or of the folder."""
+    if bucket:
+        return BucketCheckpoints(bucket, config, warn, accept_changes, about)
+    return RunCheckpoints(folder, config, warn, accept_changes, about=about)
+
+
 def _whole(array: jax.Array) -> np.ndarray:
     """All of an array that lies on the devices of several processes; a copy."""
     return np.array(multihost_utils.process_allgather(array, tiled=True))
