@@ -32,8 +32,10 @@ from zmar_jax.demo.pictures import KEPT, Picture, Pictures, safe_name
 from zmar_jax.demo.server import address, listen
 from zmar_jax.demo.studio import Result, Shelf, Studio, spread_map
 from zmar_jax.demo.wishes import Wish, wish
+from zmar_jax.imaging.exposure import as_seen
 from zmar_jax.imaging.images import Photo, write_photo
 from zmar_jax.restore import Restorer
+from zmar_jax.restore.restorer import Stage
 from zmar_jax.runtime.memory import MemoryLimitError
 
 PICTURE = Picture("id", "night.JPG", Path("folder"), 40, 48)
@@ -357,6 +359,26 @@ def test_its_work_is_what_restore_does(studio, tmp_path, monkeypatch):
         studio.work(job)
     assert "compiling" not in " ".join(stage for stage, _ in stages)
     assert all(expected for stage, expected in stages if "sample" in stage)
+
+
+def test_what_stages_took_tells_how_long_the_next_picture_takes(monkeypatch):
+    """Of two views with two samples each, where the encoder takes 10 s and a sample 1 s."""
+    clock, said = [0.0], []
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+    class Slow:
+        config = PRESETS["tiny"]
+
+        def sample_seen(self, seen, heat, seed, samples, views, tell):
+            for stage in (Stage(v, views, i, samples) for v in (1, 2) for i in (0, 1, 2)):
+                tell(stage)
+                clock[0] += 1.0 if stage.sample else 10.0
+
+    studio, seen = Studio(Shelf()), as_seen(np.zeros((16, 24, 3), np.uint8), 0.0)
+    for _ in range(3):  # the first compiles, the second is measured
+        said.clear()
+        studio._sample(Slow(), "bundled", seen, lambda *told: said.append(told), 0.5, 0, 2, 2)
+    assert [told[1] for told in said] == pytest.approx([24.0] * 6)
 
 
 def test_its_work_ends_where_it_is_told(studio, tmp_path):

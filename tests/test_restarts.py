@@ -70,12 +70,13 @@ def test_sigterm_is_passed_on_and_ends_it(tmp_path):
         "import sys\nfrom zmar_jax.runtime.restarts import watched\n"
         f"sys.exit(watched({command!r}, 3, print))"
     )
-    process = subprocess.Popen([sys.executable, "-c", watcher])
+    process = subprocess.Popen([sys.executable, "-c", watcher], stdout=subprocess.PIPE, text=True)
     while not (tmp_path / "ready").exists():
         assert process.poll() is None
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == restarts.LOST
+    assert process.communicate(timeout=20)[0] == ""
+    assert process.returncode == restarts.LOST
     assert len((tmp_path / "starts").read_text().splitlines()) == 1
 
 

@@ -175,7 +175,8 @@ def test_batch_that_does_not_divide() -> None:
 
 
 def test_alone_where_nobody_else_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody(**options: Any) -> None:
+    def nobody(heartbeat_timeout_seconds: int) -> None:
+        assert heartbeat_timeout_seconds == sharding.HEARTBEAT
         raise ValueError("coordinator_address should be defined.")
 
     sharding.initialize_distributed()  # on a CPU that has been computing: JAX itself refuses
