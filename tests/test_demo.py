@@ -363,7 +363,8 @@ def test_its_work_is_what_restore_does(studio, tmp_path, monkeypatch):
 
 def test_what_stages_took_tells_how_long_the_next_picture_takes(monkeypatch):
     """Of two views with two samples each, where the encoder takes 10 s and a sample 1 s."""
-    clock, said = [0.0], []
+    clock = [0.0]
+    said: list[Any] = []
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
 
     class Slow:
@@ -374,10 +375,11 @@ def test_what_stages_took_tells_how_long_the_next_picture_takes(monkeypatch):
                 tell(stage)
                 clock[0] += 1.0 if stage.sample else 10.0
 
+    slow: Any = Slow()
     studio, seen = Studio(Shelf()), as_seen(np.zeros((16, 24, 3), np.uint8), 0.0)
     for _ in range(3):  # the first compiles, the second is measured
         said.clear()
-        studio._sample(Slow(), "bundled", seen, lambda *told: said.append(told), 0.5, 0, 2, 2)
+        studio._sample(slow, "bundled", seen, lambda *told: said.append(told), 0.5, 0, 2, 2)
     assert [told[1] for told in said] == pytest.approx([24.0] * 6)
 
 

@@ -93,7 +93,8 @@ def restore(
       gps: Keep where a picture was taken; date, camera, dpi and colour profile are always kept.
       open_: Show the result at the end: the picture, or the folder of several.
     """
-    from zmar_jax.restore import Options, load_restorer, restore_files
+    from zmar_jax.restore.files import Options, restore_files
+    from zmar_jax.restore.restorer import load_restorer
     from zmar_jax.runtime import compilation
 
     check_sampling(heat, samples, seed)
