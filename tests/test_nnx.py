@@ -53,6 +53,7 @@ def test_it_computes_the_same_and_has_gradients(inputs):
     assert all(np.allclose(g, r, rtol=1e-4, atol=1e-5 * np.abs(r).max()) for g, r in pairs)
 
 
+@pytest.mark.slow
 def test_other_methods_by_name(inputs):
     gt, lr, mask, _ = inputs
     graph, state = nnx.split(with_params())

@@ -72,7 +72,7 @@ def same_gradients(
         np.testing.assert_allclose(record, expected_records[path], rtol=tolerance, atol=tolerance)
 
 
-@directions
+@pytest.mark.parametrize("direction", ["forward", pytest.param("inverse", marks=pytest.mark.slow)])
 def test_gradients_of_a_level_are_those_of_autodiff(direction: str) -> None:
     params, _, cond = inputs("tiny", direction, 16)
     x = golden.normal(0, 2, *{"forward": (16, 16, 3), "inverse": (8, 8, 12)}[direction])

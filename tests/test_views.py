@@ -67,6 +67,7 @@ def test_each_view_is_told_with_its_samples(restorer):
     assert told == [Stage(view, 2, sample, 2) for view in (1, 2) for sample in (0, 1, 2)]
 
 
+@pytest.mark.slow
 def test_the_command_line_passes_the_views_on(restorer, tmp_path):
     weights = tmp_path / "tiny.safetensors"
     save_weights(weights, Weights(golden.params("tiny", 1), TINY, "safetensors", 0, 0, ()))
