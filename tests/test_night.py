@@ -10,12 +10,12 @@ from zmar_jax.config import ConfigError, DarkenConfig, NightConfig
 from zmar_jax.data.degrade import darken_picture
 from zmar_jax.data.night import Place, darkened, draw_scene, in_frame, night, whole
 
-MEANS = [18.170441666666665, 11.8181375, 9.242520833333334]
+MEANS = [14.3996875, 7.000333333333334, 3.944770833333333]
 """Of scene 5 of the coffee, red, green, blue."""
 PLAIN = NightConfig(
-    tones=(1, 0, 0), dimming=(10, 10), contrast=(1, 1), bright_share=0, highlights=0, unevenness=0,
-    lamps=0, cast=0, strong_cast_share=0, noise_floor=(1e-3, 1e-3), shot_noise=0, grain=0, hot=0,
-    jpeg=0, frames=0,
+    tones=(1, 0, 0), dimming=(10, 10), contrast=(1, 1), saturation=(1, 1), bright_share=0,
+    highlights=0, unevenness=0, lamps=0, cast=0, strong_cast_share=0, noise_floor=(1e-3, 1e-3),
+    shot_noise=0, grain=0, hot=0, jpeg=0, frames=0,
 )  # fmt: skip
 
 
@@ -76,6 +76,16 @@ def test_light_is_uneven_and_lamps_are_small(photo) -> None:
     assert np.abs(np.diff(uneven, axis=0)).max() <= 1.01  # smooth
     brighter = taken(grey, plain(lamps=1.0), 1).astype(float).mean(-1) > 1.2 * even[0, 0, 0]
     assert 0.001 < brighter.mean() < 0.5
+
+
+def test_colours_are_further_from_grey_of_the_same_brightness() -> None:
+    pixels = np.array([[[200, 160, 150], [150, 150, 150]]], np.uint8)
+    plain_light, strong = (
+        darkened(pixels, draw_scene(0, plain(saturation=(s, s))), whole(1, 2)) for s in (1, 3)
+    )
+    grey = plain_light.mean(-1, keepdims=True)
+    np.testing.assert_allclose(strong - grey, 3 * (plain_light - grey), atol=1e-6)
+    assert darkened(pixels, draw_scene(0, plain(saturation=(9, 9))), whole(1, 2)).min() == 0
 
 
 def test_casts_change_red_and_blue_only() -> None:

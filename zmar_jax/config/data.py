@@ -25,12 +25,14 @@ class NightConfig:
     Values are sRGB. Levels are of 255; ranges of factors are drawn log-uniformly, others uniformly.
     """
 
-    tones: tuple[float, float, float] = bounded((0.55, 0.25, 0.2), 0.0, 1.0)
+    tones: tuple[float, float, float] = bounded((0.75, 0.15, 0.1), 0.0, 1.0)
     """Shares of three tone curves: values divided by `dimming` after a power of `contrast`; linear
     light divided by `dimming` to 1.6; values to a power of `power`."""
     dimming: tuple[float, float] = bounded((3.0, 30.0), 1.0, 1000.0)
-    contrast: tuple[float, float] = bounded((0.65, 1.25), 0.1, 10.0)
+    contrast: tuple[float, float] = bounded((0.45, 1.1), 0.1, 10.0)
     power: tuple[float, float] = bounded((1.5, 4.5), 1.0, 10.0)
+    saturation: tuple[float, float] = bounded((1.2, 3.5), 0.0, 10.0)
+    """Range of the factor by which colours are further from grey than these curves leave them."""
     bright_share: float = bounded(0.08, 0.0, 1.0)
     """Share of the pictures that are bright already, and stay so."""
     highlights: float = bounded(0.5, 0.0, 1.0)
@@ -43,7 +45,7 @@ class NightConfig:
     cast: float = bounded(0.2, 0.0, 2.0)
     """Standard deviation of the logarithm of red's and blue's gain on linear light."""
     strong_cast: float = bounded(0.8, 0.0, 3.0)
-    strong_cast_share: float = bounded(0.15, 0.0, 1.0)
+    strong_cast_share: float = bounded(0.3, 0.0, 1.0)
     """Share of the pictures whose gains have the deviation `strong_cast` instead."""
     noise_floor: tuple[float, float] = bounded((0.3, 3.0), 1e-3, 255.0)
     """Deviation of the noise of a black pixel in green, levels; red and blue have up to 2.2 times
@@ -63,7 +65,7 @@ class NightConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        for name in ("dimming", "contrast", "power", "noise_floor", "quality"):
+        for name in ("dimming", "contrast", "power", "saturation", "noise_floor", "quality"):
             require_range(name, getattr(self, name))
         require(sum(self.tones) > 0, "tones must not all be 0")
 

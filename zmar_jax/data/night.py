@@ -49,6 +49,7 @@ class Scene(NamedTuple):
     tone: str
     dimming: float
     contrast: float
+    saturation: float
     cast: np.ndarray
     highlights: float
     unevenness: float
@@ -95,12 +96,14 @@ def draw_scene(seed: int, config: NightConfig) -> Scene:
     quality = round(config.quality[0] + u() * (config.quality[1] - config.quality[0]))
     compressed, last, grain = u() < config.jpeg, u() < 0.5, u() * config.grain
     hot = 10 ** (-4.5 + 1.5 * u()) if u() < config.hot else 0.0
+    saturation = u.log(config.saturation)
     if untouched:
         floor /= 4
     return Scene(
         tone,
         dimming,
         power if tone == "power" else contrast,
+        saturation,
         cast,
         highlights,
         unevenness,
@@ -156,6 +159,15 @@ def darkened(photo: np.ndarray, scene: Scene, place: Place) -> np.ndarray:
     if scene.unevenness or len(scene.lamps):
         light = light * _illumination(scene, place)[..., None]
     light = light * scene.cast
+    value = _toned(light, scene)
+    if scene.saturation != 1:
+        grey = value.mean(-1, keepdims=True)
+        value = np.maximum(grey + np.float32(scene.saturation) * (value - grey), 0)
+    return value
+
+
+def _toned(light: np.ndarray, scene: Scene) -> np.ndarray:
+    """The dark picture's values, float32, from linear light."""
     if scene.tone == "linear":
         return to_srgb(light * scene.dimming**-1.6).astype(np.float32)
     value = np.maximum(light, 1e-6) ** np.float32(scene.contrast / 2.2)

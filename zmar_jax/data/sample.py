@@ -16,6 +16,7 @@ NIGHT = NightConfig(
     tones=(1.0, 0.0, 0.0),
     dimming=(6.0, 7.0),
     contrast=(0.9, 1.0),
+    saturation=(1.0, 1.0),
     bright_share=0.0,
     highlights=1.0,
     lamps=0.0,
