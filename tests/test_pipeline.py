@@ -21,11 +21,12 @@ from PIL import Image
 from zmar_jax.config import DarkenConfig, DataConfig, MaskConfig, NightConfig
 from zmar_jax.data import DataError
 from zmar_jax.data.cache import open_cache
-from zmar_jax.data.pictures import Pictures, hash_share, photos
+from zmar_jax.data.pictures import hash_share, photos
 from zmar_jax.data.pipeline import Batch, Loader, make_loader
+from zmar_jax.data.sources import Pictures
 from zmar_jax.evaluate.pairs import read_eight_bits
 from zmar_jax.runtime.stop import remembered
-from zmar_jax.train.loop import _decoding
+from zmar_jax.train.loop import _reading
 
 CROP = 16
 SIZES = {"a": (24, 32), "b": (40, 16), "c": (24, 32), "deep/d": (24, 32), "e": (17, 33)}
@@ -287,8 +288,8 @@ def test_names_need_not_be_utf_8(config: DataConfig, tmp_path: Path) -> None:
 def test_pixels_are_decoded_once(config: DataConfig) -> None:
     calls = []
     for _ in range(2):
-        make_loader(config, "train", progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(i + 1, 5) for i in range(5)]
+        make_loader(config, "train", progress=lambda *said: calls.append(said))
+    assert calls == [("decoding pictures, once", i + 1, 5) for i in range(5)]
 
 
 def test_a_changed_photograph_is_decoded_again(config: DataConfig, tmp_path: Path) -> None:
@@ -315,10 +316,10 @@ def test_a_repainted_middle_is_another_picture(tmp_path: Path, suffix: str) -> N
 def test_a_cache_pickles_without_its_pixels(config: DataConfig) -> None:
     found = photos(config, "train")
     cache = open_cache(found, config.data_dir, CROP, lambda *_: None)
-    picture = cache.picture(0, "gt")
+    (picture,) = cache.read(0)
     data = pickle.dumps(cache)
     assert len(data) < 2000
-    np.testing.assert_array_equal(pickle.loads(data).picture(0, "gt"), picture)
+    np.testing.assert_array_equal(pickle.loads(data).read(0)[0], picture)
 
 
 def test_16_bit_photographs_become_8_bit(config: DataConfig, tmp_path: Path) -> None:
@@ -373,7 +374,7 @@ def test_ctrl_c_is_heard_between_two_pictures(tmp_path: Path) -> None:
         return (np.zeros((8, 8, 3), np.uint8),)
 
     with remembered(signal.SIGINT), pytest.raises(KeyboardInterrupt):
-        open_cache(Pictures("p", ("a", "b"), "f", asked), tmp_path, 1, _decoding(print))
+        open_cache(Pictures("p", ("a", "b"), "f", asked), tmp_path, 1, _reading(print))
     assert read == [0]
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -555,7 +556,7 @@ def test_the_fingerprint_is_of_the_pictures_that_are_left(tmp_path: Path) -> Non
 
         found = Pictures("p", ("a", "b", "c"), "f", read)
         place = tmp_path / (folder or "".join(good))
-        return open_cache(found, place, smallest, lambda *_: None, lambda text: None).fingerprint
+        return open_cache(found, place, smallest, lambda *_: None, lambda text: None).key
 
     whole, without_b, without_c = opened(*"abc"), opened(*"ac"), opened(*"ab")
     assert whole == "p-f"
