@@ -13,7 +13,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
-from zmar_jax.data.shards import Manifest, Part, Shard, encode, sizes_file
+from zmar_jax.data.shards import Manifest, Part, Record, Shard, sizes_file
 
 EDGE = 16
 
@@ -34,7 +34,7 @@ def write_set(folder: Path, count: int, per_shard: int = 50_000) -> Path:
             records = min(per_shard, n - first)
             writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
             for i in range(first, first + records):
-                writer.write(encode(f"{i:07d}", files[i % 100]))
+                writer.write(Record(f"{i:07d}", files[i % 100], True).encode())
             writer.close()
             shards.append(Shard(path.name, records, path.stat().st_size, f"{first}"))
         np.save(folder / sizes_file(split), np.full((n, 2), EDGE, np.uint32))

@@ -19,7 +19,7 @@ from zmar_jax.data.cache import PixelCache
 from zmar_jax.data.pictures import pictures
 from zmar_jax.data.pipeline import make_loader
 from zmar_jax.data.prepare_photos import Options, prepare_photos
-from zmar_jax.data.shards import Shards, encode, read_manifest
+from zmar_jax.data.shards import Record, Shards, read_manifest
 
 SHARE = 0.3
 FILES = ("train-00000.array_record", "train-00001.array_record")
@@ -162,9 +162,9 @@ def flip_a_bit(path: Path) -> None:
     path.write_bytes(data)
 
 
-def break_a_picture(path: Path) -> None:
+def break_a_picture(path: Path, plain: bool = False) -> None:
     """A record that is whole, of a picture that is not; the file keeps its size."""
-    records = [encode("ruin", b"\x89PNG\r\n\x1a\n" + b"x" * 900)] * 20
+    records = [Record("ruin", b"\x89PNG\r\n\x1a\n" + b"x" * 900, plain).encode()] * 20
     before = path.stat().st_size
     writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
     for record in records:
@@ -175,12 +175,17 @@ def break_a_picture(path: Path) -> None:
         file.truncate(before)
 
 
+def break_a_plain_one(path: Path) -> None:
+    break_a_picture(path, plain=True)
+
+
 @pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (flip_a_bit, r"{0}: record \d+ is damaged \(.*hash mismatch.*\); remove that file and run"),
         (break_a_picture, r"{0}: record \d+ \(ruin\) is damaged \(ruin: cannot be read.*remove"),
+        (break_a_plain_one, r"{0}: record \d+ \(ruin\) is damaged \(OpenCV cannot decode it"),
     ],
 )
 def test_a_damaged_picture_is_named(shards, damage, message, workers) -> None:

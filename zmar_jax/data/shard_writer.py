@@ -14,16 +14,22 @@ from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from zmar_jax.data.bars import Bar
 from zmar_jax.data.children import follow_parent
 from zmar_jax.data.errors import DataError
+from zmar_jax.data.frames import decode_plain
 from zmar_jax.data.pictures import photo_id, sample_of
-from zmar_jax.data.shards import Shard, encode
+from zmar_jax.data.shards import Record, Shard
 from zmar_jax.data.sources import Split
 from zmar_jax.files.replacing import write_whole
 from zmar_jax.imaging.images import decode_photo, size_text
 
+_PLAIN = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+"""How files begin that OpenCV may be asked to decode: in others it warns, or crashes."""
 POLL = 0.2
 """Seconds between two looks at what the processes have done."""
 
@@ -123,16 +129,15 @@ def write_shard(task: Task, folder: Path, step: Callable[[], object]) -> Written
     try:
         for path, name in task.photos:
             try:
-                data, size = _checked(Path(path), task.crop)
+                record, size = _checked(Path(path), photo_id(Path(name)), task.crop)
             except ValueError as e:
                 left_out.append(str(e))
             else:
-                ids.append(photo_id(Path(name)))
-                samples.append(sample_of(io.BytesIO(data)))
+                ids.append(record.id)
+                samples.append(sample_of(io.BytesIO(record.file)))
                 sizes.append(size)
-                record = encode(ids[-1], data)
-                digest.update(len(record).to_bytes(8, "little") + record)
-                writer.write(record)
+                _add(digest, os.fsencode(record.id), record.file)
+                writer.write(record.encode())
             step()
     finally:
         writer.close()
@@ -157,16 +162,32 @@ def _note(folder: Path, file: str) -> Path:
     return (folder / file).with_suffix(".json")
 
 
-def _checked(path: Path, crop: int) -> tuple[bytes, tuple[int, int]]:
-    """The bytes of a photograph's file, its height and its width; ValueError where it is broken."""
+def _checked(path: Path, id_: str, crop: int) -> tuple[Record, tuple[int, int]]:
+    """A photograph, its height and its width; ValueError where it is broken or too small."""
     try:
         data = path.read_bytes()
     except OSError as e:
         raise DataError(f"{path}: cannot be read ({e.strerror})") from e
-    height, width, _ = decode_photo(data, path).rgb.shape
+    pixels = decode_photo(data, path).rgb
+    height, width, _ = pixels.shape
     if min(height, width) < crop:
         raise DataError(f"{path} ({size_text((height, width))}), smaller than {crop}x{crop}")
-    return data, (height, width)
+    return Record(id_, data, _is_plain(data, pixels)), (height, width)
+
+
+def _is_plain(file: bytes, pixels: np.ndarray) -> bool:
+    """Whether the fast decoder gives these very pixels."""
+    if not file.startswith(_PLAIN):
+        return False
+    try:
+        return bool(np.array_equal(decode_plain(file), pixels))
+    except DataError:
+        return False
+
+
+def _add(digest: Any, *parts: bytes) -> None:
+    for part in parts:
+        digest.update(len(part).to_bytes(8, "little") + part)
 
 
 class _Ended(Exception):

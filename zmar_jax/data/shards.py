@@ -17,13 +17,14 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
 
 from zmar_jax.data.copies import eight_bits
 from zmar_jax.data.errors import DataError
+from zmar_jax.data.frames import decode_plain
 from zmar_jax.data.sources import Progress, Split
 from zmar_jax.files.places import Bucket, is_url, kept, local, place
 from zmar_jax.files.replacing import write_whole
@@ -99,16 +100,22 @@ def sizes_file(split: str) -> str:
     return f"{split}-sizes.npy"
 
 
-def encode(id_: str, file: bytes) -> bytes:
-    """A record: the bytes of the name, after how many they are (two bytes), and the file."""
-    name = os.fsencode(id_)
-    return len(name).to_bytes(2, "little") + name + file
+class Record(NamedTuple):
+    """A photograph: its name, the bytes of its file, and whether `decode_plain` will do for it."""
+
+    id: str
+    file: bytes
+    plain: bool
+
+    def encode(self) -> bytes:
+        """One byte says whether it is plain, two how long the name is; name and file follow."""
+        name = os.fsencode(self.id)
+        return bytes([self.plain]) + len(name).to_bytes(2, "little") + name + self.file
 
 
-def decode(record: bytes) -> tuple[str, bytes]:
-    """The name and the file of a record."""
-    end = 2 + int.from_bytes(record[:2], "little")
-    return os.fsdecode(record[2:end]), record[end:]
+def decode(record: bytes) -> Record:
+    end = 3 + int.from_bytes(record[1:3], "little")
+    return Record(os.fsdecode(record[3:end]), record[end:], bool(record[0]))
 
 
 def holds_shards(folder: str | Path) -> bool:
@@ -130,6 +137,7 @@ class Shards:
         self._shards = part.shards
         self.val_share, self.fingerprint = manifest.val_share, part.fingerprint
         self.ids = _Ids(self)
+        self._last: tuple[int, Record] | None = None
         self._ends = list(itertools.accumulate(shard.records for shard in part.shards))
         self._sizes_file = folder / sizes_file(split)
         if broken := broken_shards(folder, part.shards):
@@ -143,7 +151,8 @@ class Shards:
         return self._ends[-1] if self._ends else 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_records", "sizes", "_last")}
+        kept = {k: v for k, v in self.__dict__.items() if k not in ("_records", "sizes")}
+        return kept | {"_last": None}
 
     @functools.cached_property
     def sizes(self) -> np.ndarray:
@@ -155,12 +164,11 @@ class Shards:
                 f"{self._sizes_file}: cannot be read ({e}); prepare the set again with --overwrite"
             ) from e
 
-    def record(self, i: int) -> tuple[str, bytes]:
-        """The name of a photograph, and its file; DataError where the shard is damaged."""
+    def record(self, i: int) -> Record:
+        """DataError where the shard is damaged."""
         i = range(len(self))[i]
-        last, found = self.__dict__.get("_last", (None, None))
-        if last == i:
-            return found
+        if self._last is not None and self._last[0] == i:  # its name, or its pixels, were asked for
+            return self._last[1]
         try:
             found = decode(self._records[i])
         except Exception as e:  # array_record raises errors of many types
@@ -169,8 +177,10 @@ class Shards:
         return found
 
     def read(self, i: int) -> tuple[np.ndarray, ...]:
-        id_, file = self.record(i)
+        id_, file, plain = self.record(i)
         try:
+            if plain:
+                return (decode_plain(file),)
             return (eight_bits(decode_photo(file, Path(id_)).rgb),)
         except ValueError as e:
             raise DataError(self._damaged(i, f" ({id_})", str(e))) from e
@@ -206,7 +216,7 @@ class _Ids(Sequence[str]):
         return len(self._shards)
 
     def __getitem__(self, i: Any) -> Any:
-        return self._shards.record(i)[0]
+        return self._shards.record(i).id
 
 
 @dataclasses.dataclass(frozen=True)
