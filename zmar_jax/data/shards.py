@@ -10,12 +10,13 @@ a picture are read when they are asked for.
 
 import bisect
 import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import itertools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -271,29 +272,35 @@ def open_shards(folder: str | Path, split: Split, progress: Progress) -> Shards:
 
 def _fetch(url: str, folder: Path, progress: Progress) -> None:
     """Copies what this machine lacks of a set, each file whole or not at all."""
-    bucket, there = Bucket(url), folder / MANIFEST
+    bucket, there, arriving = Bucket(url), folder / MANIFEST, folder / f".{MANIFEST}.arriving"
     text = bucket.read(MANIFEST)
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):  # processes of one machine fetch once
-        old = _all_shards(there) if there.exists() else set()
-        if not (there.exists() and there.read_bytes() == text):
-            write_whole(there, text.decode())
-        new = _all_shards(there)
-        for shard in old - new:  # one of another content may have the same name and size
-            (folder / shard.file).unlink(missing_ok=True)
-        if old != new:
-            for sizes in folder.glob(sizes_file("*")):
-                sizes.unlink()
+        write_whole(arriving, text.decode())
+        old, new = (_all_shards(path) if path.exists() else set() for path in (there, arriving))
+        # what goes, goes first: one of another content may have the same name and size
+        outdated = [shard.file for shard in old - new]
+        outdated += map(sizes_file, SPLITS) if old != new else []
+        for name in outdated:
+            (folder / name).unlink(missing_ok=True)
+        os.replace(arriving, there)
         lacking = [shard.file for shard, _ in broken_shards(folder, list(new))]
         lacking += [name for name in map(sizes_file, SPLITS) if not (folder / name).exists()]
-        with concurrent.futures.ThreadPoolExecutor(_FETCHERS) as pool:
-            fetched = [pool.submit(_fetch_one, bucket, name, folder) for name in lacking]
-            try:
-                for done, one in enumerate(concurrent.futures.as_completed(fetched), 1):
-                    one.result()
-                    progress(f"fetching shards of {url}", done, len(lacking))
-            finally:
-                pool.shutdown(cancel_futures=True)
+        with contextlib.closing(_fetch_all(bucket, lacking, folder)) as fetched:
+            for done in fetched:
+                progress(f"fetching shards of {url}", done, len(lacking))
+
+
+def _fetch_all(bucket: Bucket, names: Sequence[str], folder: Path) -> Iterator[int]:
+    """How many are there, after each."""
+    with concurrent.futures.ThreadPoolExecutor(_FETCHERS) as pool:
+        fetched = [pool.submit(_fetch_one, bucket, name, folder) for name in names]
+        try:
+            for done, one in enumerate(concurrent.futures.as_completed(fetched), 1):
+                one.result()
+                yield done
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _fetch_one(bucket: Bucket, name: str, folder: Path) -> None:
