@@ -8,11 +8,11 @@ import pytest
 
 pytest.importorskip("gcsfs")
 pytest.importorskip("gcp_storage_emulator")
+from batches import first, same
 from benchmark_folders import make
 from emulators import Fault, Gate, emulator
 from photo_files import write_photos
 from PIL import Image
-from test_pipeline import first, same
 
 from zmar_jax.config import DataConfig
 from zmar_jax.data import DataError

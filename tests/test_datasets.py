@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from batches import first, same
 from benchmark_folders import LAYOUTS, SIZE, make, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from test_pipeline import first, same
 
 from zmar_jax import __version__, cli
 from zmar_jax.config import DataConfig

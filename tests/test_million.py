@@ -44,28 +44,33 @@ def write_set(folder: Path, count: int, per_shard: int = 50_000) -> Path:
     return folder
 
 
-def begin(folder: Path) -> tuple[dict, float]:
-    """What `benchmark data` says of a moment, and its seconds from command to end."""
+def begin(folder: Path) -> tuple[dict, float, float]:
+    """What `benchmark data` says of a moment; seconds from command to end, and of CPU."""
     settings = {"folder": folder, "data_dir": folder.parent, "crop": EDGE, "batch_size": 16}
     command = [sys.executable, "-m", "zmar_jax", "benchmark", "data"]
     command += [f"data.{key}={value}" for key, value in settings.items()]
-    start = time.perf_counter()
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
-        [*command, "--seconds", "0.5", "--json"], capture_output=True, text=True, check=True
+        [*command, "--seconds", "0.1", "--json"], capture_output=True, text=True, check=True
     )
-    return json.loads(done.stdout.splitlines()[-1]), time.perf_counter() - start
+    seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return json.loads(done.stdout.splitlines()[-1]), seconds, cpu
 
 
 @pytest.mark.slow
 def test_a_million_begin_like_a_thousand(tmp_path: Path) -> None:
     few, many = (write_set(tmp_path / str(count), count) for count in (1000, 10**6))
-    peaks = []
+    peaks, times = [], []
     for folder, count in ((few, 1000), (many, 10**6)):
-        said, seconds = begin(folder)
+        said, seconds, cpu = begin(folder)
         assert said["pictures"] == count
         assert said["decoded_once"] == (count == 1000)
-        assert seconds < 30
+        times.append(cpu)
         peaks.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
-        print(f"{count} pictures: {seconds:.1f} s, at most {peaks[-1]:.0f} MiB a process")
+        text = f"{count} pictures: {seconds:.1f} s, {cpu:.1f} s of CPU in all processes"
+        print(f"{text}, at most {peaks[-1]:.0f} MiB in one")
+    # by the CPU's time, as other work may keep this from it
+    assert times[1] < min(times[0] + 5, 30)
     # the order of an epoch, and lists of where records lie
     assert peaks[1] - peaks[0] < 100

@@ -1,7 +1,6 @@
 """Batches: a function of seed and step alone, whatever workers, hosts and restarts do."""
 
 import dataclasses
-import itertools
 import multiprocessing
 import os
 import pickle
@@ -16,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from batches import first, same
 from PIL import Image
 
 from zmar_jax.config import DarkenConfig, DataConfig, MaskConfig, NightConfig
 from zmar_jax.data import DataError
 from zmar_jax.data.cache import open_cache
 from zmar_jax.data.pictures import hash_share, photos
-from zmar_jax.data.pipeline import Batch, Loader, make_loader
+from zmar_jax.data.pipeline import Batch, make_loader
 from zmar_jax.data.sources import Pictures
 from zmar_jax.evaluate.pairs import read_eight_bits
 from zmar_jax.runtime.stop import remembered
@@ -49,19 +49,6 @@ def config(folder: Path, tmp_path: Path) -> DataConfig:
         folder=str(folder), val_folder=str(folder), data_dir=str(tmp_path), batch_size=4, crop=CROP,
         workers=0, seed=3, darken=DarkenConfig(night=NightConfig(frames=0)),
     )  # fmt: skip
-
-
-def first(loader: Loader, count: int) -> list[Batch]:
-    return list(itertools.islice(loader, count))
-
-
-def same(found: list[Batch], expected: list[Batch]) -> None:
-    assert len(found) == len(expected) > 0
-    for a, b in zip(found, expected, strict=True):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert a[key].dtype == b[key].dtype
-            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
 
 
 def test_a_training_batch(config: DataConfig) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
+from batches import first, same
 from photo_files import write_photos
-from test_pipeline import first, same
 
 from zmar_jax import cli
 from zmar_jax.config import DataConfig

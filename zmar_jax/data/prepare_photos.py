@@ -32,7 +32,7 @@ from zmar_jax.data.shards import (
 from zmar_jax.files.errors import errors_as, few
 from zmar_jax.files.lock import LockedError, take
 from zmar_jax.files.places import local
-from zmar_jax.files.replacing import put_back, replace_folder, write_whole
+from zmar_jax.files.replacing import put_back, replace_file, replace_folder, write_whole
 from zmar_jax.imaging.images import find_photos
 
 NAME = "photos"
@@ -177,7 +177,7 @@ def _complete(
             "prepare it again"
         )
     for file in lacking:
-        os.replace(place / file, target / file)
+        replace_file(place / file, target / file)
     remove_notes(place, MANIFEST)
     return manifest
 

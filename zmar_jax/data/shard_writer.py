@@ -25,7 +25,7 @@ from zmar_jax.data.frames import decode_plain
 from zmar_jax.data.pictures import photo_id, sample_of
 from zmar_jax.data.shards import Record, Shard
 from zmar_jax.data.sources import Split
-from zmar_jax.files.replacing import write_whole
+from zmar_jax.files.replacing import replace_file, write_whole
 from zmar_jax.imaging.images import decode_photo, size_text
 
 _PLAIN = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
@@ -141,12 +141,10 @@ def write_shard(task: Task, folder: Path, step: Callable[[], object]) -> Written
             step()
     finally:
         writer.close()
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
     shard = Shard(task.file, len(ids), partial.stat().st_size, digest.hexdigest())
     result = Written(task.key, shard, ids, samples, sizes, left_out)
     _note(folder, task.file).unlink(missing_ok=True)  # of what the new one replaces
-    os.replace(partial, folder / task.file)
+    replace_file(partial, folder / task.file)
     write_whole(_note(folder, task.file), json.dumps(dataclasses.asdict(result)))
     return result
 

@@ -28,7 +28,7 @@ from zmar_jax.data.errors import DataError
 from zmar_jax.data.frames import decode_plain
 from zmar_jax.data.sources import Progress, Split
 from zmar_jax.files.places import Bucket, is_url, kept, local, place
-from zmar_jax.files.replacing import write_whole
+from zmar_jax.files.replacing import replace_file, write_whole
 from zmar_jax.imaging.images import decode_photo
 
 MANIFEST = "shards.json"
@@ -283,7 +283,7 @@ def _fetch(url: str, folder: Path, progress: Progress) -> None:
         outdated += map(sizes_file, SPLITS) if old != new else []
         for name in outdated:
             (folder / name).unlink(missing_ok=True)
-        os.replace(arriving, there)
+        replace_file(arriving, there)
         lacking = [shard.file for shard, _ in broken_shards(folder, list(new))]
         lacking += [name for name in map(sizes_file, SPLITS) if not (folder / name).exists()]
         with contextlib.closing(_fetch_all(bucket, lacking, folder)) as fetched:
@@ -306,7 +306,7 @@ def _fetch_all(bucket: Bucket, names: Sequence[str], folder: Path) -> Iterator[i
 def _fetch_one(bucket: Bucket, name: str, folder: Path) -> None:
     arriving = folder / f".{name}.arriving"
     bucket.fetch(name, arriving)
-    os.replace(arriving, folder / name)
+    replace_file(arriving, folder / name)
 
 
 def _all_shards(manifest: Path) -> set[Shard]:
