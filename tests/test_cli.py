@@ -184,6 +184,10 @@ def test_completion_knows_the_commands_and_their_options(capsys):
         (["benchmark", "restore", "--size", "99999x99999", "--preset", "tiny"], "make it smaller"),
         (["prepare", "sid", "--source", "{folder}/none", "--data-dir", "d"], "no such folder"),
         (["prepare", "sid", "--source", "{folder}", "--crop", "0"], "--crop must be 1"),
+        (["prepare", "sid", "--source", "{folder}", "--clean"], "--clean is of photos, not of sid"),
+        (["prepare", "photos", "--source", "{folder}", "--val-share", "1"], "--val-share must be"),
+        (["prepare", "photos", "--source", "{folder}", "--workers", "-1"], "--workers must be"),
+        (["prepare", "photos", "--source", "{folder}/none", "--data-dir", "d"], "no such folder"),
     ],
 )
 def test_bad_input_is_one_clear_line(arguments, message, tmp_path, capsys):

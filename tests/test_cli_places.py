@@ -35,6 +35,7 @@ ANYWHERE = [
 HERE = [
     *("restore --mask URL", "mask URL b", "mask a URL", "mask a b --masks URL"),
     *("prepare lol_v1 --source URL", "prepare lol_v1 --source a --data-dir URL"),
+    *("prepare photos --source URL", "prepare photos --source a --data-dir URL"),
     *("evaluate --data URL", "evaluate --data a --gt URL", "evaluate --data builtin --masks URL"),
     *("score --low URL --restored b", "score --low a --restored URL"),
     "compare --weights bundled --activations URL",

@@ -1,5 +1,6 @@
 """Preparing the benchmarks and reading them back: bytes, sizes, splits, and what can go wrong."""
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -13,16 +14,19 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from batches import first, same
 from benchmark_folders import LAYOUTS, SIZE, make, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from zmar_jax import __version__, cli
+from zmar_jax.config import DataConfig
 from zmar_jax.config.data import BENCHMARKS
 from zmar_jax.data import DataError, datasets
 from zmar_jax.data.datasets import BUILDERS, open_prepared, prepare, verify
 from zmar_jax.data.frames import resize_frame
+from zmar_jax.data.pipeline import make_loader
 
 CROP = min(SIZE)
 
@@ -291,6 +295,36 @@ def test_nothing_foreign_is_ever_replaced(lol):
         with pytest.raises(DataError, match="choose another --data-dir"):
             prepare("lol_v1", lol, lol, CROP, overwrite=True, warn=silent)
         assert snapshot(lol) == before
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_batches_are_the_same_without_decoding_first(lol, split):
+    prepare_lol(lol)
+    config = DataConfig(
+        name="lol_v1", data_dir=str(lol / "data"), batch_size=2, crop=CROP, workers=0
+    )
+    told: list[str] = []
+    direct = make_loader(dataclasses.replace(config, cache_gib=0.0), split, tell=told.append)
+    assert [line for line in told if "3 pictures are decoded anew" in line or split == "val"]
+    assert not (lol / "data" / "cache").exists()
+    once = make_loader(config, split)
+    assert (lol / "data" / "cache").exists()
+    assert direct.fingerprint == once.fingerprint
+    same(first(direct, 2), first(once, 2))
+
+
+def test_a_damaged_example_is_named_when_it_is_drawn(lol):
+    prepare_lol(lol)
+    config = DataConfig(
+        name="lol_v1", data_dir=str(lol / "data"), batch_size=2, crop=CROP, workers=0, cache_gib=0.0
+    )
+    loader = make_loader(config, "train", tell=silent)
+    (record,) = (lol / "data/lol_v1/1.0.0").glob("lol_v1-train.array_record-*")
+    data = bytearray(record.read_bytes())
+    data[data.index(b"IDAT") + 9] ^= 1
+    record.write_bytes(data)
+    with pytest.raises(DataError, match=r"lol_v1/1\.0\.0: train example .* is damaged .*prepare"):
+        first(loader, 4)
 
 
 def test_a_tilde_is_the_home_folder(lol, monkeypatch):

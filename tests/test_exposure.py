@@ -255,7 +255,9 @@ def test_crops_are_exposed_by_their_whole_picture(data: DataConfig) -> None:
     ]
     assert np.corrcoef(np.transpose(means))[0, 1] > 0.5
     examples = loader.batches.examples
-    assert examples.exposure(0, 7) == examples.exposure(0, 7) != examples.exposure(0, 8)
+    pixels = examples.source.read(0)
+    assert examples.exposure(pixels, 7) == examples.exposure(pixels, 7)
+    assert examples.exposure(pixels, 7) != examples.exposure(pixels, 8)
 
 
 def test_a_crop_that_is_the_whole_picture_is_exposed_as_when_it_is_restored(
@@ -283,8 +285,9 @@ def test_a_crop_that_is_the_whole_picture_is_exposed_as_when_it_is_restored(
 
 def test_a_large_picture_is_measured_at_a_smaller_size(data: DataConfig, monkeypatch) -> None:
     examples = make_loader(data, "train", brightness=BRIGHTNESS).batches.examples
-    whole = [examples.exposure(0, seed).strength for seed in range(8)]
+    pixels = examples.source.read(0)
+    whole = [examples.exposure(pixels, seed).strength for seed in range(8)]
     monkeypatch.setattr("zmar_jax.data.examples.MEASURED", 64 * 256 // 4)
-    smaller = [examples.exposure(0, seed).strength for seed in range(8)]
+    smaller = [examples.exposure(pixels, seed).strength for seed in range(8)]
     assert whole != smaller
     np.testing.assert_allclose(smaller, whole, rtol=0.1)

@@ -1,7 +1,6 @@
 """Batches: a function of seed and step alone, whatever workers, hosts and restarts do."""
 
 import dataclasses
-import itertools
 import multiprocessing
 import os
 import pickle
@@ -16,16 +15,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from batches import first, same
 from PIL import Image
 
 from zmar_jax.config import DarkenConfig, DataConfig, MaskConfig, NightConfig
 from zmar_jax.data import DataError
 from zmar_jax.data.cache import open_cache
-from zmar_jax.data.pictures import Pictures, hash_share, photos
-from zmar_jax.data.pipeline import Batch, Loader, make_loader
+from zmar_jax.data.pictures import hash_share, photos
+from zmar_jax.data.pipeline import Batch, make_loader
+from zmar_jax.data.sources import Pictures
 from zmar_jax.evaluate.pairs import read_eight_bits
 from zmar_jax.runtime.stop import remembered
-from zmar_jax.train.loop import _decoding
+from zmar_jax.train.loop import _reading
 
 CROP = 16
 SIZES = {"a": (24, 32), "b": (40, 16), "c": (24, 32), "deep/d": (24, 32), "e": (17, 33)}
@@ -48,19 +49,6 @@ def config(folder: Path, tmp_path: Path) -> DataConfig:
         folder=str(folder), val_folder=str(folder), data_dir=str(tmp_path), batch_size=4, crop=CROP,
         workers=0, seed=3, darken=DarkenConfig(night=NightConfig(frames=0)),
     )  # fmt: skip
-
-
-def first(loader: Loader, count: int) -> list[Batch]:
-    return list(itertools.islice(loader, count))
-
-
-def same(found: list[Batch], expected: list[Batch]) -> None:
-    assert len(found) == len(expected) > 0
-    for a, b in zip(found, expected, strict=True):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert a[key].dtype == b[key].dtype
-            np.testing.assert_array_equal(a[key], b[key], err_msg=key)
 
 
 def test_a_training_batch(config: DataConfig) -> None:
@@ -287,8 +275,8 @@ def test_names_need_not_be_utf_8(config: DataConfig, tmp_path: Path) -> None:
 def test_pixels_are_decoded_once(config: DataConfig) -> None:
     calls = []
     for _ in range(2):
-        make_loader(config, "train", progress=lambda done, total: calls.append((done, total)))
-    assert calls == [(i + 1, 5) for i in range(5)]
+        make_loader(config, "train", progress=lambda *said: calls.append(said))
+    assert calls == [("decoding pictures, once", i + 1, 5) for i in range(5)]
 
 
 def test_a_changed_photograph_is_decoded_again(config: DataConfig, tmp_path: Path) -> None:
@@ -315,10 +303,10 @@ def test_a_repainted_middle_is_another_picture(tmp_path: Path, suffix: str) -> N
 def test_a_cache_pickles_without_its_pixels(config: DataConfig) -> None:
     found = photos(config, "train")
     cache = open_cache(found, config.data_dir, CROP, lambda *_: None)
-    picture = cache.picture(0, "gt")
+    (picture,) = cache.read(0)
     data = pickle.dumps(cache)
     assert len(data) < 2000
-    np.testing.assert_array_equal(pickle.loads(data).picture(0, "gt"), picture)
+    np.testing.assert_array_equal(pickle.loads(data).read(0)[0], picture)
 
 
 def test_16_bit_photographs_become_8_bit(config: DataConfig, tmp_path: Path) -> None:
@@ -373,7 +361,7 @@ def test_ctrl_c_is_heard_between_two_pictures(tmp_path: Path) -> None:
         return (np.zeros((8, 8, 3), np.uint8),)
 
     with remembered(signal.SIGINT), pytest.raises(KeyboardInterrupt):
-        open_cache(Pictures("p", ("a", "b"), "f", asked), tmp_path, 1, _decoding(print))
+        open_cache(Pictures("p", ("a", "b"), "f", asked), tmp_path, 1, _reading(print))
     assert read == [0]
     assert list((tmp_path / "cache").iterdir()) == []
 
@@ -555,7 +543,7 @@ def test_the_fingerprint_is_of_the_pictures_that_are_left(tmp_path: Path) -> Non
 
         found = Pictures("p", ("a", "b", "c"), "f", read)
         place = tmp_path / (folder or "".join(good))
-        return open_cache(found, place, smallest, lambda *_: None, lambda text: None).fingerprint
+        return open_cache(found, place, smallest, lambda *_: None, lambda text: None).key
 
     whole, without_b, without_c = opened(*"abc"), opened(*"ac"), opened(*"ab")
     assert whole == "p-f"

@@ -18,7 +18,7 @@ import pytest
 
 from zmar_jax.config import PRESETS
 from zmar_jax.data import DataError, cache, datasets
-from zmar_jax.data.pictures import Pictures
+from zmar_jax.data.sources import Pictures
 from zmar_jax.files import replacing
 from zmar_jax.imaging.images import ImageError, Photo, read_photo, write_photo
 from zmar_jax.torch_port import WeightsError, read_state_dict, write_safetensors
@@ -59,7 +59,7 @@ def decode(path: Path, content: int) -> None:
 
 def decoded(path: Path) -> int:
     folders = [folder for folder in (path / "cache").glob("p-f") if folder.is_dir()]
-    return int(cache.PixelCache(folders[0]).picture(0, "gt").max()) if folders else 0
+    return int(cache.PixelCache(folders[0]).read(0)[0].max()) if folders else 0
 
 
 class Builder:

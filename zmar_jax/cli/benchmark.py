@@ -8,7 +8,7 @@ import tyro
 from rich.table import Table
 from tyro.conf import Positional, arg
 
-from zmar_jax.cli.console import UsageError, out, size_of, table_of
+from zmar_jax.cli.console import UsageError, err, out, size_of, table_of
 from zmar_jax.files.places import Place
 
 benchmark: tyro.extras.SubcommandApp = tyro.extras.SubcommandApp()
@@ -123,29 +123,37 @@ def data(
 
     $ zmar-jax benchmark data data.name=lol_v1 data.data_dir=data data.workers=4
 
+    $ zmar-jax benchmark data data.folder=data/photos data.cache_gib=0
+
     Args:
       settings: Changes to the configuration, section.key=value.
       config: YAML file of a run, or its name; without it, the built-in photographs.
       seconds: How long to load.
       json_output: Print JSON instead of a table.
     """
-    from zmar_jax.benchmark.data import benchmark_data
+    from zmar_jax.benchmark.data import CHIPS, benchmark_data
     from zmar_jax.config import Config, load_config, override
 
     if not 0 < seconds < 1e6:
         raise UsageError(f"--seconds must be above 0, got {seconds}")
     run = override(load_config(config) if config else Config(), settings)
-    result = benchmark_data(run.data, seconds, run.model.brightness)
+    result = benchmark_data(run.data, seconds, run.model.brightness, err.print)
     if json_output:
         _print_json("data", result)
         return
     table = table_of(f"data {run.data.name}, crops of {result.crop}, {result.workers} workers")
-    table.add_row("crops per second", f"{result.crops_per_second:.0f}")
+    table.add_row("pictures", f"{result.pictures}")
+    table.add_row("crops per second and host", f"{result.crops_per_second:.0f}")
     table.add_row("crops per second per worker", f"{result.per_worker:.0f}")
     for name, share in result.shares.items():
         table.add_row(f"share of {name}", f"{share:.0%}")
-    table.add_row("decoding, once and not per crop", f"{result.decode_ms:.1f} ms a picture")
-    table.add_row("cache on disk", f"{result.cache_bytes / 2**20:.0f} MiB")
+    table.add_row(
+        f"a TPU host of {CHIPS} chips needs", f"{result.needed:.0f}; margin {result.margin:.1f}"
+    )
+    when = "once and not per crop" if result.decoded_once else "for each crop"
+    table.add_row(f"decoding, {when}", f"{result.decode_ms:.1f} ms a picture")
+    if result.decoded_once:
+        table.add_row("cache on disk", f"{result.cache_bytes / 2**20:.0f} MiB")
     out.print(table)
 
 

@@ -115,8 +115,12 @@ class DataConfig:
     name: Literal["photos", "pairs", Benchmark] = "photos"
     data_dir: str = "data"
     """Where `zmar-jax prepare` wrote the benchmark, and where decoded pixels are cached."""
+    cache_gib: float = bounded(16.0, 0.0, 1e6)
+    """Pictures of prepared sets and of shards are decoded once where their pixels take at most this
+    on the disk, GiB, and else for each crop. Batches are the same. Files are decoded once."""
     folder: str | None = None
-    """`photos`: clean photographs to train on; null is the handful that comes with scikit-image.
+    """`photos`: clean photographs to train on, in files, or in shards as `zmar-jax prepare photos`
+    wrote them, which may lie at a URL; null is the handful that comes with scikit-image.
     `pairs`: dark pictures and their ground truths (docs/data.md)."""
     val_folder: str | None = None
     """The same to validate on; null takes `val_share` of `folder`, or the part of it that is called

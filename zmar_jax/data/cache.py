@@ -8,8 +8,10 @@ import contextlib
 import copy
 import functools
 import json
+import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy as np
 from zmar_jax.data.errors import DataError
 from zmar_jax.data.folders import Tell
 from zmar_jax.data.hashing import name_digest
-from zmar_jax.data.pictures import Pictures
+from zmar_jax.data.sources import Pictures, Progress, Source
 from zmar_jax.files.errors import errors_as
 from zmar_jax.files.places import kept
 from zmar_jax.files.replacing import whole_folder, write_whole
@@ -26,19 +28,19 @@ from zmar_jax.imaging.images import size_text
 
 _PARTIAL = "-partial"
 """At the end of a folder's name: pictures that cannot be read may be left out."""
-Progress = Callable[[int, int], None]
-"""Called with how many pictures are decoded and how many there are; may raise, to end it."""
+MOST = 50_000
+"""Pictures of which all are decoded before the first step: of more that takes too long."""
 
 
 class PixelCache:
-    """Examples of one split, decoded: `len`, `ids`, `sizes` [(height, width)], and windows.
+    """A `Source` whose pictures are decoded; a reading copies nothing.
 
     Cheap to pickle: the file is mapped when it is first read.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.fingerprint = folder.name.removesuffix(_PARTIAL)
+        self.key = folder.name.removesuffix(_PARTIAL)
         """Changes with what the files hold, and with which of them are left out."""
         try:
             index = json.loads((folder / "index.json").read_text())
@@ -68,20 +70,76 @@ class PixelCache:
         return np.memmap(self.folder / "pixels.bin", np.uint8, "r")
 
     def only(self, indices: Sequence[int]) -> "PixelCache":
-        """A cache of these pictures alone, with a fingerprint of its own."""
+        """A cache of these pictures alone, with a key of its own."""
         chosen = copy.copy(self)
         chosen.ids = [self.ids[i] for i in indices]
         chosen.sizes = [self.sizes[i] for i in indices]
         chosen._starts = [self._starts[i] for i in indices]
         digest = name_digest("\n".join(chosen.ids), 8).hex()
-        chosen.fingerprint = f"{self.folder.name.removesuffix(_PARTIAL)}-{digest}"
+        chosen.key = f"{self.folder.name.removesuffix(_PARTIAL)}-{digest}"
         return chosen
 
-    def picture(self, i: int, role: str) -> np.ndarray:
-        """uint8 [H, W, 3], a read-only view."""
-        h, w = self.sizes[i]
-        start = self._starts[i] + self.roles.index(role) * 3 * h * w
-        return self._pixels[start : start + 3 * h * w].reshape(h, w, 3)
+    def read(self, i: int) -> tuple[np.ndarray, ...]:
+        """Views of the file."""
+        shape = (len(self.roles), *self.sizes[i], 3)
+        start = self._starts[i]
+        return tuple(self._pixels[start : start + math.prod(shape)].reshape(shape))
+
+
+def open_source(
+    pictures: Pictures,
+    folder: str | Path,
+    smallest: int,
+    done: Progress,
+    leave_out: Tell | None,
+    most: float,
+    tell: Tell,
+) -> Source:
+    """The pictures to cut crops of: decoded once, where that fits, else at each reading.
+
+    Args:
+      smallest, leave_out: as of `open_cache`.
+      most: GiB that decoded pixels may take. Files in folders are always decoded.
+      tell: called with one line where pictures are not decoded once.
+
+    Raises:
+      DataError: as `open_cache`; of what is not decoded once, pictures that are too small.
+    """
+    if pictures.sizes is None:
+        return open_cache(pictures, folder, smallest, done, leave_out)
+    sizes = np.asarray(pictures.sizes, np.int64).reshape(-1, 2)
+    needed = 3 * len(pictures.roles) * int(np.prod(sizes, axis=1).sum())
+    if not (why := _too_large(needed, len(pictures), _target(pictures, folder), most)):
+        return open_cache(pictures, folder, smallest, done, leave_out)
+    small = np.flatnonzero(sizes.min(1) < smallest)
+    if len(small):
+        names = [f"{pictures.ids[i]} ({size_text(sizes[i])})" for i in small[:20]]
+        raise DataError(
+            f"{pictures.name}: {len(small)} picture(s) smaller than {smallest}x{smallest} pixels; "
+            f"prepare the set again with --crop {smallest}, or choose a smaller data.crop: "
+            f"{', '.join(names)}"
+        )
+    tell(f"{pictures.name}: {len(pictures)} pictures are decoded anew for each crop: {why}")
+    return pictures
+
+
+def _target(pictures: Pictures, folder: str | Path) -> Path:
+    return kept(folder) / "cache" / pictures.key
+
+
+def _too_large(needed: int, count: int, target: Path, most: float) -> str:
+    """Why pixels of so many bytes are not to be kept; "" if they are."""
+    size = f"decoded they take {needed / 2**30:.1f} GiB"
+    if needed > most * 2**30:
+        return f"{size}, more than data.cache_gib={most:g}"
+    if target.exists():
+        return ""
+    if count > MOST:
+        return f"to decode more than {MOST} before the first step would take long"
+    there = next(path for path in target.absolute().parents if path.exists())
+    if needed > (free := shutil.disk_usage(there).free):
+        return f"{size}, and {there} has {free / 2**30:.1f} free"
+    return ""
 
 
 def open_cache(
@@ -102,7 +160,7 @@ def open_cache(
       DataError: pictures that cannot be read or are too small (all of them are named), none that is
         left, or a cache that is damaged or cannot be written.
     """
-    target = kept(folder) / "cache" / f"{pictures.name}-{pictures.fingerprint}"
+    target = _target(pictures, folder)
     if leave_out and not target.exists():
         target = target.with_name(f"{target.name}{_PARTIAL}")
     if not target.exists():
@@ -133,7 +191,7 @@ def open_cache(
 
 
 def _decode_all(pictures: Pictures, folder: Path, done: Progress, skip: bool) -> None:
-    count, ids, sizes, roles, problems = len(pictures.ids), [], [], (), []
+    count, ids, sizes, problems = len(pictures), [], [], []
     with (folder / "pixels.bin").open("xb") as file:
         for i in range(count):
             try:
@@ -145,8 +203,7 @@ def _decode_all(pictures: Pictures, folder: Path, done: Progress, skip: bool) ->
                 file.write(np.ascontiguousarray(pixels).data)
             ids.append(pictures.ids[i])
             sizes.append(example[0].shape[:2])
-            roles = ("gt",) if len(example) == 1 else ("low", "gt")
-            done(i + 1, count)
+            done("decoding pictures, once", i + 1, count)
         file.flush()
         os.fsync(file.fileno())
     if problems and not (skip and ids):
@@ -156,7 +213,7 @@ def _decode_all(pictures: Pictures, folder: Path, done: Progress, skip: bool) ->
         raise DataError(
             f"{len(problems)} picture(s) cannot be read: {'; '.join(problems)}; {advice}"
         )
-    index = {"ids": ids, "sizes": sizes, "roles": roles, "left_out": problems}
+    index = {"ids": ids, "sizes": sizes, "roles": pictures.roles, "left_out": problems}
     write_whole(folder / "index.json", json.dumps(index))
 
 

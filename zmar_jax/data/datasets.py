@@ -9,7 +9,6 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from zmar_jax.data.bars import Bar, quiet
 from zmar_jax.data.errors import DataError
 from zmar_jax.data.frames import npy_to_png
 from zmar_jax.data.layouts import FoundBenchmark, Pair, check_source, count_warnings, find_source
@@ -31,14 +31,6 @@ from zmar_jax.imaging.images import Step
 CROP = 160
 _SHARD = 1024
 """Examples of one record file."""
-
-Progress = Callable[[int, str], AbstractContextManager[Step]]
-"""`cli.console.progress`: (number of pairs, what is done) -> what is called after each."""
-
-
-def quiet(total: int, verb: str) -> AbstractContextManager[Step]:
-    """No progress bar."""
-    return contextlib.nullcontext(lambda low, gt, error: None)
 
 
 @dataclass(frozen=True)
@@ -144,7 +136,7 @@ def prepare(
     data_dir: str | Path,
     crop: int = CROP,
     overwrite: bool = False,
-    progress: Progress = quiet,
+    progress: Bar = quiet,
     warn: Callable[[str], object] = warnings.warn,
 ) -> dict[str, Any]:
     """Writes the benchmark `name` from the folder `source` to `data_dir`/`name`; the manifest.

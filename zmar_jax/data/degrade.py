@@ -50,7 +50,8 @@ def darken(image: Array, seed: Array, config: DarkenConfig, xp: Any = np) -> Arr
     light = xp.minimum(xp.rint(xp.asarray(tables.linear)[None] * gains[:, None]), np.float32(WHITE))
     light = light.astype(xp.int32)
     deviation = xp.take(xp.asarray(tables.deviation), light)
-    value = image + xp.asarray([[[0, 256, 512]]], dtype=xp.int32)
+    # a row of them: adding [1, 1, 3] takes four times as long
+    value = image + np.tile(np.array([0, 256, 512], np.int32), (1, image.shape[1], 1))
     noise = xp.rint(xp.take(deviation, value) * _normals(fold(seed, 3, xp=xp), value.shape, xp))
     noisy = xp.take(light, value) + noise.astype(xp.int32)
     return xp.take(xp.asarray(tables.encoded), xp.clip(noisy, 0, WHITE))

@@ -1,4 +1,4 @@
-"""Examples of decoded pictures: cut, darkened if they are clean, and with pixels that are lost.
+"""Examples of pictures: cut, darkened if they are clean, and with pixels that are lost.
 
 A crop is lit as its whole picture would be: what exposes it is measured on the whole, in the way of
 a picture that is restored.
@@ -12,11 +12,11 @@ import cv2
 import numpy as np
 
 from zmar_jax.config import DataConfig
-from zmar_jax.data.cache import PixelCache
 from zmar_jax.data.degrade import darken, darken_picture
 from zmar_jax.data.hashing import fold, id_seed
 from zmar_jax.data.masks import apply_mask, draw_mask
 from zmar_jax.data.night import Place, draw_scene, night, whole
+from zmar_jax.data.sources import Source
 from zmar_jax.imaging.exposure import Exposure, expose, measure
 from zmar_jax.imaging.lost import candidates, fill, levels
 from zmar_jax.imaging.views import View
@@ -45,25 +45,26 @@ class Examples:
     """
 
     config: DataConfig
-    cache: PixelCache
+    source: Source
     masks: tuple[np.ndarray, ...]
     brightness: float = 0.0
 
     @property
     def darkens(self) -> bool:
         """Whether the pictures are clean photographs."""
-        return self.cache.roles == ("gt",)
+        return self.source.roles == ("gt",)
 
     def crop(self, i: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """A random crop of picture i and its ground truth (model.md section 7)."""
-        height, width = self.cache.sizes[i]
+        pixels = self.source.read(i)
+        height, width, _ = pixels[0].shape
         size = self.config.crop
         cut = round(size * self._shrink(rng, min(height, width) / size))
         top, left = (int(rng.integers(n - cut + 1)) for n in (height, width))
         seed = int(rng.integers(2**32))
         low, gt = (
-            _resized(self.cache.picture(i, role)[top : top + cut, left : left + cut], (size, size))
-            for role in (self.cache.roles[0], "gt")
+            _resized(picture[top : top + cut, left : left + cut], (size, size))
+            for picture in (pixels[0], pixels[-1])
         )
         scale = size / cut
         place = Place(top * scale, left * scale, size, size, height * scale, width * scale)
@@ -71,34 +72,34 @@ class Examples:
         low = dark.low
         if self.brightness:
             lost = self._lost_in(dark, seed)
-            low = fill(expose(low, lost, self.exposure(i, seed, scale)), lost)
+            low = fill(expose(low, lost, self.exposure(pixels, seed, scale)), lost)
         view = _flip(self.config.flip, rng)
         return view.of(low), view.of(dark.gt)
 
     def whole(self, i: int) -> tuple[np.ndarray, np.ndarray]:
         """Picture i and its ground truth; always the same, by its id and the seed."""
-        seed = id_seed(self.config.seed, self.cache.ids[i])
-        low, gt = (self.cache.picture(i, role) for role in (self.cache.roles[0], "gt"))
-        lost = self._lost(seed, whole(*self.cache.sizes[i]))
+        seed = id_seed(self.config.seed, self.source.ids[i])
+        pixels = self.source.read(i)
+        low, gt = pixels[0], pixels[-1]
+        lost = self._lost(seed, whole(*gt.shape[:2]))
         if self.darkens:
             low = darken_picture(gt, seed, self.config.darken)
         return apply_mask(low, lost), np.asarray(gt)
 
-    def exposure(self, i: int, seed: int, scale: float = 1.0) -> Exposure:
-        """What exposes a crop of picture i with this seed, by all of the picture.
+    def exposure(self, pixels: tuple[np.ndarray, ...], seed: int, scale: float = 1.0) -> Exposure:
+        """What exposes a crop of a picture with this seed, by all of the picture.
 
         Measured as `as_seen` measures a picture that is restored: with its noise, and without the
         pixels that it has lost. A larger one than MEASURED is measured at that size.
 
         Args:
+          pixels: as `Source.read` gives them.
           scale: of what is cropped, to the picture's own size.
         """
-        height, width = self.cache.sizes[i]
+        height, width, _ = pixels[0].shape
         scale = min(scale, math.sqrt(MEASURED / (height * width)))
         size = round(height * scale), round(width * scale)
-        low, gt = (
-            _resized(self.cache.picture(i, role), size) for role in (self.cache.roles[0], "gt")
-        )
+        low, gt = (_resized(picture, size) for picture in (pixels[0], pixels[-1]))
         dark = self._dark(low, gt, seed, whole(*size))
         return measure(dark.low, self._lost_in(dark, seed), self.brightness)
 

@@ -97,8 +97,10 @@ def _plan(seed: Array, height: int, width: int, share: tuple[float, float], xp: 
         threshold=xp.int32(0),
     )
     y, x = ((2 * xp.arange(GRID, dtype=xp.int32) + 1) * n // (2 * GRID) for n in plan.size)
-    levels = xp.sort(_levels(plan, y, x, xp).reshape(-1))
-    return plan._replace(threshold=levels[GRID * GRID - 1 - lost])
+    levels, place = _levels(plan, y, x, xp).reshape(-1), GRID * GRID - 1 - lost
+    # one traced place would not do for a partition
+    ordered = np.partition(levels, place) if xp is np else xp.sort(levels)
+    return plan._replace(threshold=ordered[place])
 
 
 def _samples(share: tuple[float, float]) -> tuple[int, int]:
@@ -219,6 +221,8 @@ def lose_pixels(
 
 def apply_mask(image: Array, lost: Array, xp: Any = np) -> Array:
     """The image [h, w, c] with zeros in all channels where `lost` [h, w]."""
+    if xp.issubdtype(image.dtype, xp.integer):
+        return image * ~lost[..., None]  # in less than half of the time
     return xp.where(lost[..., None], xp.zeros((), image.dtype), image)
 
 

@@ -24,6 +24,8 @@ from zmar_jax.data.srgb import to_linear, to_srgb
 _STREAM, _NOISE, _GRAIN, _HOT = 0x6E696768, 1, 2, 3
 _WAVES = 6
 _LAMPS = 3
+_DRAWS = 96
+"""Numbers that a scene is made of, or a few more."""
 
 
 class Place(NamedTuple):
@@ -151,17 +153,18 @@ def darkened(photo: np.ndarray, scene: Scene, place: Place) -> np.ndarray:
     """The scene without noise, float32 [h, w, 3] of 1 = white; may exceed it."""
     if scene.tone == "none":
         return photo.astype(np.float32) / 255
-    light = _linear_table()[photo]
+    light = np.take(_linear_table(), photo)
     if scene.highlights > 1:
-        brightest = photo.max(-1).astype(np.float32)
-        share = np.clip((brightest - 235) / 20, 0, 1)[..., None]
-        light = light * (1 + share * np.float32(scene.highlights**2.2 - 1))
+        red, green, blue = cv2.split(photo)
+        brightest = np.maximum(np.maximum(red, green), blue).astype(np.float32)
+        share = np.clip((brightest - 235) / 20, 0, 1)
+        light *= _thrice(1 + share * np.float32(scene.highlights**2.2 - 1))
     if scene.unevenness or len(scene.lamps):
-        light = light * _illumination(scene, place)[..., None]
-    light = light * scene.cast
+        light *= _thrice(_illumination(scene, place))
+    light *= _row(scene.cast, light)
     value = _toned(light, scene)
     if scene.saturation != 1:
-        grey = value.mean(-1, keepdims=True)
+        grey = _thrice(value.mean(-1))
         value = np.maximum(grey + np.float32(scene.saturation) * (value - grey), 0)
     return value
 
@@ -173,6 +176,16 @@ def _toned(light: np.ndarray, scene: Scene) -> np.ndarray:
     value = np.maximum(light, 1e-6) ** np.float32(scene.contrast / 2.2)
     dimming = scene.dimming if scene.tone == "value" else max(scene.dimming / 6, 1.0)
     return value / np.float32(dimming)
+
+
+def _thrice(field: np.ndarray) -> np.ndarray:
+    """[h, w] -> [h, w, 3]: products with it are much faster than with [h, w, 1]."""
+    return cv2.merge((field, field, field))
+
+
+def _row(channels: np.ndarray, image: np.ndarray) -> np.ndarray:
+    """[3] -> [1, w, 3] of an image [h, w, 3], as `_thrice`."""
+    return np.tile(channels, (1, image.shape[1], 1))
 
 
 def in_frame(scene: Scene, place: Place) -> np.ndarray:
@@ -207,7 +220,8 @@ def _illumination(scene: Scene, place: Place) -> np.ndarray:
 def _with_noise(clean: np.ndarray, scene: Scene) -> np.ndarray:
     """uint8 of values of 1 = white, after noise, hot pixels and rounding."""
     value = 255 * np.minimum(clean, 1)
-    deviation = np.sqrt(scene.noise_floor**2 + scene.shot_noise * value) * scene.noise_gains
+    deviation = np.sqrt(scene.noise_floor**2 + scene.shot_noise * value)
+    deviation *= _row(scene.noise_gains, value)
     value += deviation * _grain(value.shape, scene)
     if scene.hot:
         chance = fold(scene.seed, _HOT, np.arange(value.size, dtype=np.uint32))
@@ -238,12 +252,13 @@ class _Draws:
     """Numbers that a seed gives one after the other."""
 
     def __init__(self, seed: int):
-        self._seed, self._count = int(fold(seed, _STREAM)), 0
+        seed = int(fold(seed, _STREAM))
+        # all at once, as one alone takes as long as a hundred
+        self._numbers = iter((fold(seed, np.arange(1, _DRAWS + 1)) / 2**32).tolist())
 
     def __call__(self) -> float:
         """Uniform in [0, 1)."""
-        self._count += 1
-        return int(fold(self._seed, self._count)) / 2**32
+        return next(self._numbers)
 
     def log(self, bounds: tuple[float, float]) -> float:
         """Log-uniform."""

@@ -1,12 +1,11 @@
 """What a split of a dataset holds, before it is decoded: names, and how to read each."""
 
-import dataclasses
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 import skimage.data
@@ -16,11 +15,12 @@ from zmar_jax.data.copies import eight_bits
 from zmar_jax.data.errors import DataError
 from zmar_jax.data.folders import PairSet, Survey, Tell, choose, refuse_pairs, survey
 from zmar_jax.data.hashing import name_digest
+from zmar_jax.data.shards import Shards, holds_shards, open_shards
+from zmar_jax.data.sources import Pictures, Progress, Split, silent
 from zmar_jax.files.places import kept, local
 from zmar_jax.imaging.images import find_photos, read_photo, size_text
 
 T = TypeVar("T")
-Split = Literal["train", "val"]
 
 BUILT_IN: dict[Split, tuple[str, ...]] = {
     "train": (
@@ -33,39 +33,29 @@ BUILT_IN: dict[Split, tuple[str, ...]] = {
     "val": ("coffee.png", "rocket.jpg"),
 }
 """Photographs that come with scikit-image, free to use (see its `skimage.data`)."""
+_PAIR = ("low", "gt")
 _UNCOMPRESSED = (b"BM", b"II", b"MM")
 """How BMP and TIFF files begin, which pictures are read by, whatever their suffix."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Pictures:
-    """Examples by index: a clean photograph, or a dark one and its ground truth.
-
-    `read(i)` gives (gt,) or (low, gt), uint8 [H, W, 3] of one size; `fingerprint` changes with
-    what it gives.
-    """
-
-    name: str
-    ids: tuple[str, ...]
-    fingerprint: str
-    read: Callable[[int], tuple[np.ndarray, ...]]
 
 
 def _nobody(text: str) -> None:
     pass
 
 
-def pictures(config: DataConfig, split: Split, tell: Tell = _nobody) -> Pictures:
+def pictures(
+    config: DataConfig, split: Split, tell: Tell = _nobody, progress: Progress = silent
+) -> Pictures:
     """The split of the dataset that `config` names; the benchmarks validate on their test split.
 
     Args:
       tell: called with one line of what folders hold that is not read, or is not taken.
+      progress: called while shards are fetched from a bucket.
 
     Raises:
       DataError: a missing folder or dataset, or a split without photographs.
     """
     if config.name == "photos":
-        return photos(config, split, tell)
+        return photos(config, split, tell, progress)
     if config.name == "pairs":
         return pairs(config, split, tell)
     # the benchmarks need tensorflow-datasets, which takes seconds to import
@@ -81,19 +71,51 @@ def pictures(config: DataConfig, split: Split, tell: Tell = _nobody) -> Pictures
         return low, gt
 
     ids = tuple(prepared.ids[i] for i in chosen)
-    return Pictures(config.name, ids, _digest([prepared.fingerprint, *ids]), read)
+    sizes = tuple(prepared.sizes[i] for i in chosen)
+    digest = text_digest([prepared.fingerprint, *ids])
+    return Pictures(config.name, ids, digest, read, _PAIR, sizes)
 
 
-def photos(config: DataConfig, split: Split, tell: Tell = _nobody) -> Pictures:
+def photos(
+    config: DataConfig, split: Split, tell: Tell = _nobody, progress: Progress = silent
+) -> Pictures:
     """Clean photographs: the built-in ones, or those of the folders that `config` names."""
+    folder = _folder_of(config, split)
+    if folder is not None and holds_shards(folder):
+        found = _in_shards(folder, config, split, progress)
+        return Pictures("photos", found.ids, found.fingerprint, found.read, sizes=found.sizes)
     if config.folder is None and config.val_folder is None:
         folder = Path(skimage.data.data_dir)
         found = [(folder / name, Path(name)) for name in BUILT_IN[split]]
     else:
         found = _in_folders(config, split, tell)
     samples = [_sample(path) for path, _ in found]
-    ids = tuple(name.with_suffix("").as_posix() for _, name in found)
-    return Pictures("photos", ids, _digest([*ids, *samples]), functools.partial(_read, found))
+    ids = tuple(map(photo_id, (name for _, name in found)))
+    return Pictures("photos", ids, text_digest([*ids, *samples]), functools.partial(_read, found))
+
+
+def photo_id(name: Path) -> str:
+    """What a photograph is called, by its path relative to its folder."""
+    return name.with_suffix("").as_posix()
+
+
+def _folder_of(config: DataConfig, split: Split) -> str | None:
+    return config.val_folder if split == "val" and config.val_folder else config.folder
+
+
+def _in_shards(folder: str, config: DataConfig, split: Split, progress: Progress) -> Shards:
+    """What was prepared as this split; or all that was, where both splits have their own folder."""
+    whole = config.val_folder is not None
+    found = open_shards(folder, "train" if whole else split, progress)
+    share = 0.0 if whole else config.val_share
+    if found.val_share != share:
+        mend = "leave data.val_folder out" if whole else f"set data.val_share={found.val_share}"
+        raise DataError(
+            f"{folder}: prepared with --val-share {found.val_share}, where {share} is asked for; "
+            f"{mend}, or prepare it with --val-share {share}"
+        )
+    _not_empty(found.ids, folder, split)
+    return found
 
 
 def pairs(config: DataConfig, split: Split, tell: Tell = _nobody) -> Pictures:
@@ -101,11 +123,12 @@ def pairs(config: DataConfig, split: Split, tell: Tell = _nobody) -> Pictures:
     found = _pairs_in_folders(config, split, tell)
     ids = tuple(id_ for id_, *_ in found)
     samples = [_sample(path) for _, *both in found for path in both]
-    return Pictures("pairs", ids, _digest([*ids, *samples]), functools.partial(_read_pair, found))
+    read = functools.partial(_read_pair, found)
+    return Pictures("pairs", ids, text_digest([*ids, *samples]), read, _PAIR)
 
 
 def _in_folders(config: DataConfig, split: Split, tell: Tell) -> list[tuple[Path, Path]]:
-    folder = config.val_folder if split == "val" and config.val_folder else config.folder
+    folder = _folder_of(config, split)
     if folder is None:
         raise DataError("data.val_folder is given without data.folder: name what to train on")
     if split == "val" and config.val_folder is None:
@@ -121,8 +144,10 @@ def _in_folders(config: DataConfig, split: Split, tell: Tell) -> list[tuple[Path
 
 
 def _pairs_in_folders(config: DataConfig, split: Split, tell: Tell) -> list[tuple[str, Path, Path]]:
-    folder = config.val_folder if split == "val" and config.val_folder else config.folder
+    folder = _folder_of(config, split)
     assert folder  # the configuration checks that
+    if holds_shards(folder):
+        raise DataError(f"{folder}: holds clean photographs in shards; say data.name=photos")
     if config.gt_folder and folder == config.folder:
         both = (local(name) for name in (folder, config.gt_folder))
         seen = Survey((PairSet(".", *both),))
@@ -145,8 +170,8 @@ def _falls_into(name: Path, config: DataConfig, split: Split) -> bool:
     return (hash_share(name) < config.val_share) == (split == "val")
 
 
-def _not_empty(found: list[T], folder: str, split: Split) -> list[T]:
-    if not found:
+def _not_empty(found: Sequence[T], folder: str, split: Split) -> Sequence[T]:
+    if not len(found):
         raise DataError(
             f"{folder}: no photograph falls into the {split} split: add photographs, change "
             "data.val_share, or name a data.val_folder"
@@ -180,17 +205,21 @@ def _sample(path: Path) -> str:
     """
     try:
         with path.open("rb") as file:
-            head = file.read(4096)
-            size = file.seek(0, os.SEEK_END)
-            # 16-bit PNGs, too: pixels of theirs may be cached that were cut, not rounded, to 8 bits
-            if head.startswith(_UNCOMPRESSED) or head[12:16] + head[24:25] == b"IHDR\x10":
-                file.seek(0)
-                return f"whole {hashlib.file_digest(file, 'blake2b').hexdigest()}"
-            file.seek(max(size - 4096, 0))
-            tail = file.read()
+            return sample_of(file)
     except OSError as e:
         raise DataError(f"{path}: cannot be read ({e.strerror}); check the folder") from e
-    return f"{size} {hashlib.blake2b(head + tail).hexdigest()}"
+
+
+def sample_of(file: BinaryIO) -> str:
+    """What tells the content of an open file, which is at its beginning, from others."""
+    head = file.read(4096)
+    size = file.seek(0, os.SEEK_END)
+    # 16-bit PNGs, too: pixels of theirs may be cached that were cut, not rounded, to 8 bits
+    if head.startswith(_UNCOMPRESSED) or head[12:16] + head[24:25] == b"IHDR\x10":
+        file.seek(0)
+        return f"whole {hashlib.file_digest(file, 'blake2b').hexdigest()}"
+    file.seek(max(size - 4096, 0))
+    return f"{size} {hashlib.blake2b(head + file.read()).hexdigest()}"
 
 
 def first_of_each_scene(ids: Sequence[str], frames: int) -> list[int]:
@@ -205,5 +234,5 @@ def first_of_each_scene(ids: Sequence[str], frames: int) -> list[int]:
     return chosen
 
 
-def _digest(texts: Sequence[str]) -> str:
+def text_digest(texts: Sequence[str]) -> str:
     return name_digest("\n".join(texts), 8).hex()

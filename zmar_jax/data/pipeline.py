@@ -7,10 +7,7 @@ contiguous rows of the same global batch.
 import functools
 import multiprocessing
 import multiprocessing.process
-import os
-import signal
 import sys
-import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
@@ -22,12 +19,14 @@ import numpy as np
 from absl import flags
 
 from zmar_jax.config import DataConfig, ModelConfig
-from zmar_jax.data.cache import Progress, open_cache
+from zmar_jax.data.cache import open_source
+from zmar_jax.data.children import follow_parent
 from zmar_jax.data.errors import DataError
 from zmar_jax.data.examples import Examples
 from zmar_jax.data.folders import Tell
 from zmar_jax.data.masks import load_masks, masks_digest
-from zmar_jax.data.pictures import Split, pictures
+from zmar_jax.data.pictures import pictures
+from zmar_jax.data.sources import Progress, Split, silent
 
 Batch = dict[str, np.ndarray]
 """low, gt: uint8 [b, H, W, 3] RGB; id: str [b]; of evaluation also valid: bool [b]."""
@@ -38,7 +37,7 @@ def make_loader(
     split: Split,
     process_index: int = 0,
     process_count: int = 1,
-    progress: Progress = lambda done, total: None,
+    progress: Progress = silent,
     brightness: float = 0.0,
     tell: Tell = warnings.warn,
 ) -> "Loader":
@@ -49,10 +48,10 @@ def make_loader(
     can start, as in a program that is read from a pipe, this process loads.
 
     Args:
-      progress: called while pictures are decoded, which happens once.
+      progress: called while pictures are decoded, where that happens once, and shards fetched.
       brightness: of the model (`ModelConfig`): what crops are exposed to, by their whole picture.
-      tell: called with one line of what folders hold that is not read, of what is left out, and of
-        workers that cannot start.
+      tell: called with one line of what folders hold that is not read, of what is left out, of
+        pictures that are not decoded once, and of workers that cannot start.
 
     Raises:
       DataError: a dataset that is missing, unreadable or smaller than the crop, or hosts that do
@@ -63,13 +62,21 @@ def make_loader(
             f"data.batch_size {config.batch_size} must be a multiple of the {process_count} hosts"
         )
     smallest = config.crop if split == "train" else ModelConfig().smallest
-    found, leave_out = pictures(config, split, tell), tell if config.skip_broken else None
-    cache = open_cache(found, config.data_dir, smallest, progress, leave_out)
+    found = pictures(config, split, tell, progress)
+    source = open_source(
+        found,
+        config.data_dir,
+        smallest,
+        progress,
+        tell if config.skip_broken else None,
+        config.cache_gib,
+        tell,
+    )
     rows = config.batch_size // process_count
     mine = slice(process_index * rows, (process_index + 1) * rows)
     # both splits have the same masks, so it is told once
     masks = load_masks(config.masks, tell) if split == "train" else load_masks(config.masks)
-    examples = Examples(config, cache, masks, brightness)
+    examples = Examples(config, source, masks, brightness)
     batches = TrainBatches if split == "train" else EvalBatches
     return Loader(batches(examples, mine), _workers(config.workers, tell))
 
@@ -81,7 +88,7 @@ class Loader(Iterator[Batch]):
         self.batches = batches
         self._workers = workers
         examples = batches.examples
-        self.pictures, self.masks = examples.cache.fingerprint, masks_digest(examples.masks)
+        self.pictures, self.masks = examples.source.key, masks_digest(examples.masks)
         """Fingerprints of what batches are made of: the pictures, and the masks of a folder."""
         self._go_to(0)
 
@@ -138,7 +145,7 @@ class Loader(Iterator[Batch]):
             # Grain reads absl's flags, which programs without absl.app never parse
             flags.FLAGS.mark_as_parsed()
             options = grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=1)
-            stream = stream.mp_prefetch(options, worker_init_fn=_follow_parent)
+            stream = stream.mp_prefetch(options, worker_init_fn=follow_parent)
         self._iterator = iter(stream)
 
 
@@ -158,11 +165,11 @@ class TrainBatches:
         return _stack([self._example(position) for position in stream])
 
     def _example(self, position: int) -> dict[str, Any]:
-        cache, seed = self.examples.cache, self.examples.config.seed
-        epoch, index = divmod(position, len(cache))
-        i = int(_order(len(cache), seed, epoch)[index])
+        source, seed = self.examples.source, self.examples.config.seed
+        epoch, index = divmod(position, len(source))
+        i = int(_order(len(source), seed, epoch)[index])
         low, gt = self.examples.crop(i, np.random.default_rng((_CROP, seed, epoch, index)))
-        return {"low": low, "gt": gt, "id": cache.ids[i]}
+        return {"low": low, "gt": gt, "id": source.ids[i]}
 
 
 class EvalBatches:
@@ -172,8 +179,8 @@ class EvalBatches:
         self.examples = examples
         self._rows = rows
         by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for i, size in enumerate(examples.cache.sizes):
-            by_size[size].append(i)
+        for i, (height, width) in enumerate(examples.source.sizes):
+            by_size[int(height), int(width)].append(i)
         batch = examples.config.batch_size
         self._batches = [
             indices[start : start + batch]
@@ -191,7 +198,7 @@ class EvalBatches:
     def _example(self, chosen: list[int], row: int) -> dict[str, Any]:
         i = chosen[min(row, len(chosen) - 1)]
         low, gt = self.examples.whole(i)
-        return {"low": low, "gt": gt, "id": self.examples.cache.ids[i], "valid": row < len(chosen)}
+        return {"low": low, "gt": gt, "id": self.examples.source.ids[i], "valid": row < len(chosen)}
 
 
 def _workers(wanted: int, tell: Tell) -> int:
@@ -213,20 +220,6 @@ def _hindrance() -> str:
         return ""  # there is no program to run, or it is a module
     there = Path(getattr(multiprocessing.process, "ORIGINAL_DIR", None) or "", file).is_file()
     return "" if there else f"the program is {file}, which no other process can read"
-
-
-def _follow_parent(worker: int, workers: int) -> None:
-    """Ctrl-C and SIGTERM go to all processes, but it is the training process that decides to end;
-    and where it was killed, nobody else tells its workers."""
-    for signum in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(signum, signal.SIG_IGN)
-    if parent := multiprocessing.parent_process():
-        threading.Thread(target=_end_after, args=(parent,), daemon=True).start()
-
-
-def _end_after(parent: Any) -> None:
-    parent.join()
-    os._exit(1)
 
 
 # NumPy pads short seeds with zeros, so that streams need a first number of their own

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 
 from zmar_jax.config.data import BENCHMARKS
 from zmar_jax.data.errors import DataError
-from zmar_jax.data.frames import decode_png
+from zmar_jax.data.frames import decode_plain
 from zmar_jax.data.layouts import PublishedSplit
 from zmar_jax.files.mirror import Mirror
 from zmar_jax.files.places import Bucket, is_url, kept, place
@@ -49,7 +49,7 @@ class Prepared:
         """Raises DataError when the record is damaged: its checksum is computed at each reading."""
         index = range(len(self))[index]
         low, gt = self.encoded(index)
-        return self.ids[index], decode_png(low), decode_png(gt)
+        return self.ids[index], decode_plain(low), decode_plain(gt)
 
     def encoded(self, index: int) -> tuple[bytes, bytes]:
         """low and gt as PNG files: for the png benchmarks, byte for byte those of the source."""

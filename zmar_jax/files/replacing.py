@@ -34,6 +34,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
             temporary.unlink()
 
 
+def replace_file(new: Path, target: Path) -> None:
+    """The file `new`, on the same disk and written by another library, becomes `target`."""
+    with new.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(new, target)
+
+
 def write_whole(path: Path, text: str) -> None:
     """The text as `path`."""
     with whole_file(path) as file:

@@ -101,12 +101,16 @@ def read_photo(path: str | os.PathLike[str], gps: bool = False) -> Photo:
             raise ValueError("not a file")
         if not status.st_size:
             raise ValueError("the file is empty")
-        with path.open("rb") as file, _pillow_reading():
-            try:
-                return _decode(path, file, gps)
-            except Image.DecompressionBombError as e:
-                reason = f"has more than {MAX_PIXELS // 10**6} million pixels"
-                raise image_error(path, reason, "make it smaller") from e
+        with path.open("rb") as file:
+            return _read(path, file, gps)
+
+
+def decode_photo(data: bytes, name: Path) -> Photo:
+    """As `read_photo`, of the bytes of a file, which messages call `name`."""
+    with image_errors(name, "read", (Exception,), "copy it again, or convert it to a PNG"):
+        if not data:
+            raise ValueError("the file is empty")
+        return _read(name, io.BytesIO(data), gps=False)
 
 
 def write_photo(path: str | os.PathLike[str], photo: Photo) -> None:
@@ -211,6 +215,15 @@ def _pillow_reading() -> Iterator[None]:
         finally:
             Image.MAX_IMAGE_PIXELS = limit
             cv2.utils.logging.setLogLevel(level)
+
+
+def _read(path: Path, file: BinaryIO, gps: bool) -> Photo:
+    with _pillow_reading():
+        try:
+            return _decode(path, file, gps)
+        except Image.DecompressionBombError as e:
+            reason = f"has more than {MAX_PIXELS // 10**6} million pixels"
+            raise image_error(path, reason, "make it smaller") from e
 
 
 def _decode(path: Path, file: BinaryIO, gps: bool) -> Photo:

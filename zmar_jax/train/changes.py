@@ -21,8 +21,9 @@ from zmar_jax.config import (
 )
 
 CONFIG = "config.yaml"
-OWN = ("data.workers", "data.data_dir")
-"""Keys that each host may choose for itself: where prepared data lies, and who reads it."""
+OWN = ("data.workers", "data.data_dir", "data.cache_gib")
+"""Keys that each host may choose for itself: where prepared data lies, who reads it, and whether
+it is decoded once."""
 HARMLESS = (
     *OWN,
     "train.checkpoint_every",

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from zmar_jax.config import Config, ConfigError
 from zmar_jax.data.pipeline import Loader, make_loader
+from zmar_jax.data.sources import Progress
 from zmar_jax.files.places import place
 from zmar_jax.models import param_shapes
 from zmar_jax.runtime import sharding
@@ -221,19 +222,19 @@ def _open(
     config: Config, mesh: Mesh, begins: bool, say: Callable[[str], None]
 ) -> tuple[Loader, Validator, Weights | None]:
     """What this host reads: data, and the weights that a run begins from if it names some."""
-    decoding = _decoding(say)
+    reading = _reading(say)
     loader = make_loader(
         config.data,
         "train",
         jax.process_index(),
         jax.process_count(),
-        decoding,
+        reading,
         brightness=config.model.brightness,
         tell=say,
     )
     named = config.train.init if begins else None
     weights = None if named is None else load_weights(named)
-    return loader, Validator(config, mesh, say, decoding), weights
+    return loader, Validator(config, mesh, say, reading), weights
 
 
 def _begin(
@@ -315,11 +316,11 @@ def _due(step: int, every: int) -> bool:
     return step % every == 0
 
 
-def _decoding(say: Callable[[str], None]) -> Callable[[int, int], None]:
-    def progress(done: int, total: int) -> None:
+def _reading(say: Callable[[str], None]) -> Progress:
+    def progress(what: str, done: int, total: int) -> None:
         stop_if_asked()
         if done in (1, total) or done % 100 == 0:
-            say(f"decoding pictures, once: {done} of {total}")
+            say(f"{what}: {done} of {total}")
 
     return progress
 

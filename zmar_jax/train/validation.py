@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 from zmar_jax import ops
 from zmar_jax.config import Config
 from zmar_jax.data import DataError
-from zmar_jax.data.cache import Progress
 from zmar_jax.data.folders import Tell
 from zmar_jax.data.pipeline import make_loader
+from zmar_jax.data.sources import Progress, silent
 from zmar_jax.imaging.exposure import as_seen
 from zmar_jax.imaging.images import pad_to_multiple, size_text
 from zmar_jax.imaging.metrics import score
@@ -37,7 +37,7 @@ class Validator:
         config: Config,
         mesh: Mesh,
         tell: Tell = warnings.warn,
-        progress: Progress = lambda done, total: None,
+        progress: Progress = silent,
     ):
         """`tell` and `progress` are called as by `make_loader`."""
         model = ZmarSNFlow(config.model, compilation.stripe_bytes())
