@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -113,14 +113,14 @@ def open_source(
         return open_cache(pictures, folder, smallest, done, leave_out)
     small = np.flatnonzero(sizes.min(1) < smallest)
     if len(small):
-        names = [f"{pictures.ids[i]} ({size_text(sizes[i])})" for i in small[:20]]
+        names = [f"{pictures.ids[i]} ({size_text(tuple(sizes[i]))})" for i in small[:20]]
         raise DataError(
             f"{pictures.name}: {len(small)} picture(s) smaller than {smallest}x{smallest} pixels; "
             f"prepare the set again with --crop {smallest}, or choose a smaller data.crop: "
             f"{', '.join(names)}"
         )
     tell(f"{pictures.name}: {len(pictures)} pictures are decoded anew for each crop: {why}")
-    return pictures
+    return cast(Source, pictures)
 
 
 def _target(pictures: Pictures, folder: str | Path) -> Path:

@@ -34,6 +34,8 @@ def fold(seed: Array, *counters: Array, xp: Any = np) -> Array:
     h = xp.asarray(seed, dtype=xp.uint32)
     for counter in counters:
         step = xp.multiply(xp.asarray(counter).astype(xp.uint32), xp.uint32(0x9E3779B9))
+        if xp is not np:  # which does so itself, faster; JAX would warn
+            h, step = xp.broadcast_arrays(h, step)
         # the constant keeps seed 0 and counter 0 from the hash's fixed point 0
         h = _mix(xp.add(xp.add(h, xp.uint32(0x85EBCA6B)), step), xp)
     return h

@@ -2,10 +2,11 @@
 
 import functools
 import hashlib
+import io
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import skimage.data
@@ -20,7 +21,7 @@ from zmar_jax.data.sources import Pictures, Progress, Split, silent
 from zmar_jax.files.places import kept, local
 from zmar_jax.imaging.images import find_photos, read_photo, size_text
 
-T = TypeVar("T")
+T = TypeVar("T", bound=Sized)
 
 BUILT_IN: dict[Split, tuple[str, ...]] = {
     "train": (
@@ -170,7 +171,7 @@ def _falls_into(name: Path, config: DataConfig, split: Split) -> bool:
     return (hash_share(name) < config.val_share) == (split == "val")
 
 
-def _not_empty(found: Sequence[T], folder: str, split: Split) -> Sequence[T]:
+def _not_empty(found: T, folder: str, split: Split) -> T:
     if not len(found):
         raise DataError(
             f"{folder}: no photograph falls into the {split} split: add photographs, change "
@@ -210,7 +211,7 @@ def _sample(path: Path) -> str:
         raise DataError(f"{path}: cannot be read ({e.strerror}); check the folder") from e
 
 
-def sample_of(file: BinaryIO) -> str:
+def sample_of(file: io.BufferedReader | io.BytesIO) -> str:
     """What tells the content of an open file, which is at its beginning, from others."""
     head = file.read(4096)
     size = file.seek(0, os.SEEK_END)

@@ -16,7 +16,7 @@ import functools
 import itertools
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -190,7 +190,7 @@ class Shards:
     def _records(self) -> Any:
         import grain  # which takes a second, and writing shards can do without
 
-        paths = [_All(os.fspath(self._folder / s.file), s.records) for s in self._shards]
+        paths: Any = [_All(os.fspath(self._folder / s.file), s.records) for s in self._shards]
         return grain.sources.ArrayRecordDataSource(paths)
 
     def _damaged(self, i: int, name: str, reason: str) -> str:
@@ -291,7 +291,7 @@ def _fetch(url: str, folder: Path, progress: Progress) -> None:
                 progress(f"fetching shards of {url}", done, len(lacking))
 
 
-def _fetch_all(bucket: Bucket, names: Sequence[str], folder: Path) -> Iterator[int]:
+def _fetch_all(bucket: Bucket, names: Sequence[str], folder: Path) -> Generator[int, None, None]:
     """How many are there, after each."""
     with concurrent.futures.ThreadPoolExecutor(_FETCHERS) as pool:
         fetched = [pool.submit(_fetch_one, bucket, name, folder) for name in names]
