@@ -14,10 +14,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from zmar_jax.config import ConfigError
 from zmar_jax.runtime import compilation
+from zmar_jax.runtime.coordination import HEARTBEAT
 from zmar_jax.runtime.processes import HostLostError
 
-HEARTBEAT = 30
-"""Seconds without a sign of life after which a host counts as gone."""
 BATCH = PartitionSpec(("data", "fsdp"))
 REPLICATED = PartitionSpec()
 
