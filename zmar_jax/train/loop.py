@@ -30,6 +30,7 @@ from zmar_jax.train.bucket_checkpoints import BucketCheckpoints, open_checkpoint
 from zmar_jax.train.checkpoints import RunCheckpoints
 from zmar_jax.train.lock import only_training
 from zmar_jax.train.log import RunLog, panel
+from zmar_jax.train.profile import Profile
 from zmar_jax.train.state import TrainState, abstract_state, create_sharded_state, state_of
 from zmar_jax.train.step import Metrics, check_memory, compile_steps, health
 from zmar_jax.train.stop import stop_signal
@@ -108,7 +109,7 @@ def train(
         with together(lambda: RunLog(folder, steps, size, start, *told)) as log:
             begun_from = (data_state or {}).get("init", weights and weights.checksum)
             run = _Run(config, mesh, state, loader, validator, checkpoints, log, begun_from)
-            with _Profile(profile, folder / "profile") as trace:
+            with Profile(profile, folder / "profile") as trace:
                 while run.step < config.train.steps and not stopping(run.step):
                     trace.at(run.step, run.state)
                     run.advance()
@@ -147,6 +148,8 @@ class _Run:
         self.initialise, self.step_program = compile_steps(state, mesh)
         self.health = sharding.jit(health, mesh)
         self.metrics: Metrics = {}
+        self.unrecorded: tuple[int, Metrics] | None = None
+        """A log step, and its values, which may not be computed yet."""
         self.bad_steps = int(state.bad_steps)
 
     def advance(self) -> None:
@@ -166,27 +169,35 @@ class _Run:
             self.state, self.metrics = self.train_step(self.state, batch, self.rng)
             self.step += 1
             # one step late: reading the last one's would leave the device idle
+            self.record()
             self.bad_steps = int(before["bad_steps"]) if before else self.bad_steps
         self.log.advance(self.step)
         if self.bad_steps >= self.config.max_bad_steps:
             self._give_up()
 
     def record_and_save(self) -> None:
-        """Records, validates and saves where the step is due."""
+        """Validates and saves where the step is due; the next step records what is to be logged."""
         if self.step == 0:  # the first batch was not finite
             return
         due = functools.partial(_due, self.step)
         if self.metrics and due(self.config.log_every):
-            values = self.metrics | self.health(self.state.params)
-            self.log.scalars(self.step, {name: float(value) for name, value in values.items()})
+            self.unrecorded = self.step, self.metrics | self.health(self.state.params)
         # what is saved without scores gets none later, and is passed over for one that has them
         if self.step in (1, self.config.steps) or due(self.config.validate_every):
             self.save(self.validate())
         elif due(self.config.checkpoint_every):
             self.save()
 
+    def record(self) -> None:
+        """Writes down the log step that is due, which waits for its values."""
+        if self.unrecorded:
+            step, values = self.unrecorded
+            self.unrecorded = None
+            self.log.scalars(step, {name: float(value) for name, value in values.items()})
+
     def validate(self) -> dict[str, float]:
         """Scores of the moving average, where there is one, else of the weights."""
+        self.record()
         with self.log.timed("validation"):
             params = self.state.params if self.state.ema is None else self.state.ema
             scores, panels = self.validator(params)
@@ -196,12 +207,14 @@ class _Run:
         return scores
 
     def save(self, scores: dict[str, float] | None = None) -> None:
+        self.record()
         with self.log.timed("saving"):
             data = self.loader.get_state() | self.validator.get_state() | {"init": self.begun_from}
             self.checkpoints.save(self.step, self.state, data, scores)
 
     def end(self) -> None:
         """Saves where the run was stopped; returns when all is on the disk."""
+        self.record()
         if 0 < self.step < self.config.steps:
             self.save()
         self.checkpoints.wait()
@@ -322,27 +335,3 @@ def _decoding(say: Callable[[str], None]) -> Callable[[int, int], None]:
             say(f"decoding pictures, once: {done} of {total}")
 
     return progress
-
-
-class _Profile:
-    """Traces from the first of `steps` to the last, or to the end of the run."""
-
-    def __init__(self, steps: range | None, folder: Path):
-        self._steps, self._folder, self._tracing = steps or range(0), folder, False
-
-    def at(self, step: int, state: Any) -> None:
-        """To be called before each step, with what the step before it computed."""
-        if step in self._steps and not self._tracing:
-            self._tracing = True
-            jax.profiler.start_trace(str(self._folder))
-        elif self._tracing and step not in self._steps:
-            jax.block_until_ready(state)
-            self.__exit__()
-
-    def __enter__(self) -> "_Profile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._tracing:
-            self._tracing = False
-            jax.profiler.stop_trace()
