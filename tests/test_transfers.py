@@ -9,6 +9,7 @@ import training
 
 from zmar_jax.runtime import sharding
 from zmar_jax.train import loop
+from zmar_jax.train.start import Start
 
 Event = tuple[str, int]
 STEPS = 12
@@ -50,6 +51,8 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
 
         def advance(self, step: int) -> None: ...
 
+        def started(self, *_: Any) -> None: ...
+
     class Loader:
         batches = 0
 
@@ -88,7 +91,7 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
     def last() -> Value:
         return Value(max(n for what, n in done if what == "step"), done)
 
-    run = loop._Run(config, mesh, fresh, Loader(), Loader(), Recorded(), Log(), None)  # pyright: ignore
+    run = loop._Run(config, mesh, fresh, Loader(), Loader(), Recorded(), Log(), None, Start())  # pyright: ignore
     while run.step < STEPS:
         run.advance()
         run.record_and_save()

@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import math
 import operator
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,7 @@ from zmar_jax.train.checkpoints import RunCheckpoints
 from zmar_jax.train.lock import only_training
 from zmar_jax.train.log import RunLog, panel
 from zmar_jax.train.profile import Profile
+from zmar_jax.train.start import Start
 from zmar_jax.train.state import TrainState, abstract_state, create_sharded_state, state_of
 from zmar_jax.train.step import Metrics, check_memory, compile_steps, health
 from zmar_jax.train.stop import stop_signal
@@ -71,7 +71,7 @@ def train(
         finite gradient, or hosts that differ in configuration, versions, devices, data, masks or
         weights.
     """
-    where, begun_at = place(workdir), time.time()
+    where, begin = place(workdir), Start()
     agree(hosts.settings(config, accept_changes))
     mesh = sharding.make_mesh(config.train.fsdp)
     sharding.check_batch(config.data.batch_size, config.train.accumulate, mesh)
@@ -84,13 +84,16 @@ def train(
     ):
         say = functools.partial(_say, console, str(folder), str(where))
         facts = about(config, mesh, where)
-        kept = open_checkpoints(folder, bucket, config, say, accept_changes, facts)
+        with begin.timed("looking at the run"):
+            kept = open_checkpoints(folder, bucket, config, say, accept_changes, facts)
         checkpoints = stack.enter_context(kept)
         going_on = checkpoints.latest_good
-        inputs = together(lambda: _open(config, mesh, going_on is None, say))
+        with begin.timed("opening data"):
+            inputs = together(lambda: _open(config, mesh, going_on is None, say))
         loader, validator, weights = inputs
         agree(hosts.inputs(loader, validator.loader, weights, going_on and going_on.name))
-        state, data_state = _begin(config, mesh, checkpoints, weights, say)
+        with begin.timed("reading the checkpoint"):
+            state, data_state = _begin(config, mesh, checkpoints, weights, say)
         if data_state is not None:
             loader.set_state(data_state, accept_changes)
             validator.check_state(data_state, accept_changes)
@@ -105,10 +108,11 @@ def train(
             return start
         size, steps = config.data.batch_size, config.train.steps
         put = functools.partial(bucket.put_log, say) if bucket else lambda: None
-        told = (console, put, facts, utilization, begun_at)
+        told = (console, put, facts, utilization, begin.time)
         with together(lambda: RunLog(folder, steps, size, start, *told)) as log:
             begun_from = (data_state or {}).get("init", weights and weights.checksum)
-            run = _Run(config, mesh, state, loader, validator, checkpoints, log, begun_from)
+            told = (checkpoints, log, begun_from, begin)
+            run = _Run(config, mesh, state, loader, validator, *told)
             with Profile(profile, folder / "profile") as trace:
                 while run.step < config.train.steps and not stopping(run.step):
                     trace.at(run.step, run.state)
@@ -133,6 +137,7 @@ class _Run:
         checkpoints: RunCheckpoints | BucketCheckpoints,
         log: RunLog,
         begun_from: str | None,
+        begin: Start,
     ):
         """begun_from: the checksum of the weights in `train.init`, if it named some."""
         self.config, self.mesh, self.state = config.train, mesh, state
@@ -142,7 +147,7 @@ class _Run:
             checkpoints,
             log,
         )
-        self.begun_from = begun_from
+        self.begun_from, self.begin = begun_from, begin
         self.step = int(state.step)
         self.rng = jax.random.fold_in(jax.random.key(config.train.seed), 1)
         self.initialise, self.step_program = compile_steps(state, mesh)
@@ -157,20 +162,23 @@ class _Run:
         with self.log.timed("data"):
             batch = sharding.shard_batch(next(self.loader), self.mesh)
         if self.step == 0:
-            with self.log.timed("compiling"):
+            with self.log.timed("compiling"), self.begin.timed("compiling"):
                 self.state = self.initialise(self.state, batch, self.rng)
             self.step, self.bad_steps = int(self.state.step), int(self.state.bad_steps)
         else:
             before = self.metrics
             if not before:  # apart, or it would spoil the speed that the first log step shows
-                with self.log.timed("compiling"):
+                with self.log.timed("compiling"), self.begin.timed("compiling"):
                     self.train_step = self.step_program.compile(self.state, batch, self.rng)
                     together(lambda: check_memory(self.train_step, self.mesh))
             self.state, self.metrics = self.train_step(self.state, batch, self.rng)
             self.step += 1
             # one step late: reading the last one's would leave the device idle
             self.record()
-            self.bad_steps = int(before["bad_steps"]) if before else self.bad_steps
+            if before:
+                self.bad_steps = int(before["bad_steps"])
+                if seconds := self.begin.trained():
+                    self.log.started(seconds, str(self.begin))
         self.log.advance(self.step)
         if self.bad_steps >= self.config.max_bad_steps:
             self._give_up()
@@ -198,7 +206,7 @@ class _Run:
     def validate(self) -> dict[str, float]:
         """Scores of the moving average, where there is one, else of the weights."""
         self.record()
-        with self.log.timed("validation"):
+        with self.log.timed("validation"), self.begin.timed("validating"):
             params = self.state.params if self.state.ema is None else self.state.ema
             scores, panels = self.validator(params)
             columns = list(zip(*panels, strict=True))[1:]
