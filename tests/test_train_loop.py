@@ -177,6 +177,19 @@ def test_a_stopped_run_goes_on_bit_for_bit(config, whole, stopped, tmp_path) -> 
     assert [r for r in found if "loss" in r] == [r for r in expected if "loss" in r]
 
 
+def test_one_device_goes_on_where_four_were(
+    config: Config, whole: Path, stopped: Path, tmp_path: Path, monkeypatch
+) -> None:
+    shutil.copytree(stopped, tmp_path / "run")
+    make_mesh = loop.sharding.make_mesh
+    monkeypatch.setattr(loop.sharding, "make_mesh", lambda fsdp: make_mesh(fsdp, jax.devices()[:1]))
+    assert train(config, tmp_path / "run") == STEPS
+    found, expected = (
+        {r["step"]: r["loss"] for r in records(w) if "loss" in r} for w in (tmp_path / "run", whole)
+    )
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
 def test_a_step_of_four_devices_is_that_of_one(config, stopped) -> None:
     """The loss, and its slope along what Adam took for the gradient, of the whole batch."""
     loader = make_loader(config.data, "train")

@@ -1,12 +1,10 @@
 """`train`."""
 
-import os
-import time
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from zmar_jax.cli.console import UsageError, err
+from zmar_jax.cli.console import UsageError, err, with_the_others
 from zmar_jax.files.places import Place
 from zmar_jax.runtime import restarts as again
 
@@ -60,38 +58,18 @@ def train(
 
     from zmar_jax.benchmark.utilization import utilization
     from zmar_jax.config import load_config, override
-    from zmar_jax.runtime import compilation, sharding
-    from zmar_jax.runtime.processes import HostLostError, ending_with_the_others, together
+    from zmar_jax.runtime import compilation
+    from zmar_jax.runtime.processes import together
     from zmar_jax.train import train as run
 
-    if coordinator and (processes is None or process is None):
-        raise UsageError("--coordinator needs --processes and --process")
     steps = _steps(profile) if profile else None
-    joined = False
-    try:
-        sharding.initialize_distributed(coordinator, processes, process)
-        joined = True
+    with with_the_others(coordinator, processes, process):
         # not before: the others would wait for one that finds its file wrong
         run_config = together(lambda: override(load_config(config), settings))
         compilation.enable_cache()
         peak = utilization(run_config, jax.devices())
-        with ending_with_the_others(_end):
-            run(run_config, workdir, steps, accept_changes, peak)
-    except HostLostError as e:
-        _end(str(e), joined)
+        run(run_config, workdir, steps, accept_changes, peak)
     return 0
-
-
-def _end(why: str, joined: bool = True) -> None:
-    """Ends this process at once: any other way out waits for the host that has gone."""
-    import jax
-
-    from zmar_jax.runtime.coordination import BEAT
-
-    err.print(f"error: {why}", style="red")
-    if joined and jax.process_index() == 0:
-        time.sleep(3 * BEAT)  # the others ask this one who has gone
-    os._exit(again.LOST)
 
 
 def _steps(text: str) -> range:

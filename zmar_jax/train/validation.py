@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,11 +12,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from zmar_jax import ops
-from zmar_jax.config import Config
+from zmar_jax.config import Config, DataConfig
 from zmar_jax.data import DataError
 from zmar_jax.data.cache import Progress
+from zmar_jax.data.examples import Examples
 from zmar_jax.data.folders import Tell
-from zmar_jax.data.pipeline import make_loader
+from zmar_jax.data.pipeline import EvalBatches, Loader, make_loader
 from zmar_jax.imaging.exposure import as_seen
 from zmar_jax.imaging.images import pad_to_multiple, size_text
 from zmar_jax.imaging.metrics import score
@@ -43,7 +45,8 @@ class Validator:
         model = ZmarSNFlow(config.model, compilation.stripe_bytes())
         processes = jax.process_count()
         data = dataclasses.replace(config.data, batch_size=mesh.size, workers=0)
-        self.loader = make_loader(data, "val", jax.process_index(), processes, progress, tell=tell)
+        loader = make_loader(data, "val", jax.process_index(), processes, progress, tell=tell)
+        self.loader = _bounded(loader, config.train.validate_pictures, mesh.size // processes)
         self._mesh, self._brightness = mesh, config.model.brightness
         self._stride = config.model.stride
 
@@ -123,3 +126,53 @@ class Validator:
             together(lambda: check_program(program, what, advice, locally))
             self._compiled[batch.shape] = program
         return self._compiled[batch.shape]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Some:
+    """Some of the pictures, as if there were no others; each as lit and as masked as among all."""
+
+    examples: Examples
+    chosen: Sequence[int]
+
+    @property
+    def config(self) -> DataConfig:
+        return self.examples.config
+
+    @property
+    def masks(self) -> tuple[np.ndarray, ...]:
+        return self.examples.masks
+
+    @property
+    def cache(self) -> "_Some":
+        return self
+
+    @property
+    def fingerprint(self) -> str:
+        return self.examples.cache.fingerprint
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        return [self.examples.cache.sizes[i] for i in self.chosen]
+
+    @property
+    def ids(self) -> list[str]:
+        return [self.examples.cache.ids[i] for i in self.chosen]
+
+    def whole(self, i: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.examples.whole(self.chosen[i])
+
+
+def _bounded(loader: Loader, most: int | None, rows: int) -> Loader:
+    """A loader of at most so many pictures, evenly spread over all.
+
+    Args:
+      rows: of a batch, of this process.
+    """
+    examples = loader.batches.examples
+    count = len(examples.cache.sizes)
+    if most is None or most >= count:
+        return loader
+    some: Any = _Some(examples, [i * count // most for i in range(most)])
+    start = jax.process_index() * rows
+    return Loader(EvalBatches(some, slice(start, start + rows)), workers=0)
