@@ -70,6 +70,7 @@ def main(
     if folder and folder.exists():
         sys.exit(f"{folder}: exists already; give a new --folder")
     survived: collections.Counter[str] = collections.Counter()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nothing is left running
     try:
         for name, part in (("one layout", _one_layout), ("other layouts", _other_layouts)):
             console.print(f"{name}:")

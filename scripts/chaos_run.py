@@ -21,11 +21,13 @@ from emulators import Gate
 from PIL import Image
 
 BUCKET, RUN = "bucket", "run"
+TRAIN = Path(__file__).with_name("chaos_train.py")
 STARTING = 300.0
 """Seconds within which a start, or a start after an event, must have saved its next step."""
 ENDING = 150.0
 """Seconds within which all processes end that are asked to."""
 SMALL = (
+    "model.mask_attention=false",
     *("model.dim=2", "model.blocks=[1,1,1]", "model.heads=[1,1,1]", "model.refinement_blocks=1"),
     *("model.flow_additional_steps=1", "model.flow_steps=1", "model.flow_hidden=4"),
     *("data.name=photos", "data.batch_size=4", "data.crop=16", "data.workers=0"),
@@ -105,7 +107,7 @@ class Hosts:
     ) -> "subprocess.Popen[bytes]":
         data = self.folder / "photos"
         places = (f"data.folder={data}", f"data.val_folder={data}", f"data.data_dir={data}.cache")
-        command = ["-m", "zmar_jax", "train", "--config", "tiny", "--workdir", workdir, *SMALL]
+        command = [str(TRAIN), "--config", "tiny", "--workdir", workdir, *SMALL]
         flags = f"--xla_force_host_platform_device_count={layout.devices}"
         with log.open("a") as file:
             return subprocess.Popen(
