@@ -55,6 +55,7 @@ def main(
     seed: int = 0,
     processes: int = 4,
     folder: Path | None = None,
+    patience: float = 300.0,
 ) -> int:
     """Disturbs two runs, each for half of the time, and compares each with an undisturbed one.
 
@@ -63,6 +64,8 @@ def main(
       seed: Of what goes wrong and when.
       processes: The most that train at once: 2 or more.
       folder: Logs are kept here, which must be new; by default a folder that goes when all is well.
+        Compiled programs lie here, too, or where JAX_COMPILATION_CACHE_DIR says.
+      patience: Seconds within which a run must be back after what went wrong.
     """
     if processes < 2 or minutes <= 0:
         sys.exit("--processes must be 2 or more, and --minutes above 0")
@@ -75,7 +78,7 @@ def main(
         for name, part in (("one layout", _one_layout), ("other layouts", _other_layouts)):
             console.print(f"{name}:")
             place = root / name.replace(" ", "_")
-            chaos = Chaos(place, random.Random(f"{seed} {name}"), survived)
+            chaos = Chaos(place, random.Random(f"{seed} {name}"), survived, patience)
             part(chaos, processes, minutes / 2)
     except ChaosError as e:
         console.print(f"failed: {e}; logs: {root}")
@@ -94,6 +97,7 @@ class Chaos:
     folder: Path
     random: random.Random
     survived: "collections.Counter[str]"
+    patience: float
 
     @contextlib.contextmanager
     def running(self, layout: Layout, *settings: str) -> Iterator[tuple[Hosts, Gate]]:
@@ -101,7 +105,9 @@ class Chaos:
         chaos_run.photos(self.folder / "photos")
         with (
             emulator("s3", self.folder / "bucket.log") as (gate, environment),
-            chaos_run.ended(Hosts(self.folder, gate, environment, settings)) as hosts,
+            chaos_run.ended(
+                Hosts(self.folder, gate, environment, settings, self.patience)
+            ) as hosts,
         ):
             os.environ.update(environment)
             hosts.start(layout)

@@ -22,10 +22,6 @@ from PIL import Image
 
 BUCKET, RUN = "bucket", "run"
 TRAIN = Path(__file__).with_name("chaos_train.py")
-STARTING = 300.0
-"""Seconds within which a start, or a start after an event, must have saved its next step."""
-ENDING = 150.0
-"""Seconds within which all processes end that are asked to."""
 SMALL = (
     "model.mask_attention=false",
     *("model.dim=2", "model.blocks=[1,1,1]", "model.heads=[1,1,1]", "model.refinement_blocks=1"),
@@ -66,14 +62,25 @@ class Hosts:
     """`zmar-jax train --restarts`, once for each process, which write into one bucket."""
 
     def __init__(
-        self, folder: Path, gate: Gate, environment: dict[str, str], settings: Sequence[str]
+        self,
+        folder: Path,
+        gate: Gate,
+        environment: dict[str, str],
+        settings: Sequence[str],
+        patience: float,
     ):
-        """folder: of photographs, logs, compiled programs and what the processes keep meanwhile."""
+        """
+        Args:
+          folder: of photographs, logs and what the processes keep meanwhile.
+          patience: seconds within which a start must have saved a step, and all must have ended
+            that were asked to.
+        """
         self.folder, self._gate, self._settings = folder, gate, settings
+        self._patience = patience
         (folder / "tmp").mkdir(parents=True, exist_ok=True)
         self._environment = {**os.environ, **environment, "JAX_PLATFORMS": "cpu"}
         self._environment |= {"TMPDIR": str(folder / "tmp")}
-        self._environment |= {"JAX_COMPILATION_CACHE_DIR": str(folder / "programs")}
+        self._environment.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder.parent / "programs"))
         self.watchers: list[subprocess.Popen[bytes]] = []
         self.layout = Layout(1, 1)
 
@@ -143,11 +150,11 @@ class Hosts:
         Raises:
           ChaosError: a process has ended, or there is no progress.
         """
-        before, deadline = self.step(), time.monotonic() + STARTING
+        before, deadline = self.step(), time.monotonic() + self._patience
         while (now := self.step()) < before + steps:
             self.check()
             if time.monotonic() > deadline:
-                raise ChaosError(f"no checkpoint after step {now} in {STARTING:.0f} s")
+                raise ChaosError(f"no checkpoint after step {now} in {self._patience:.0f} s")
             time.sleep(0.1)
         return now
 
@@ -163,11 +170,11 @@ class Hosts:
         Raises:
           ChaosError: they do not.
         """
-        deadline = time.monotonic() + ENDING
+        deadline = time.monotonic() + self._patience
         try:
             return [w.wait(max(deadline - time.monotonic(), 0.1)) for w in self.watchers]
         except subprocess.TimeoutExpired:
-            raise ChaosError(f"a process has not ended {ENDING:.0f} s after SIGTERM") from None
+            raise ChaosError(f"not all ended within {self._patience:.0f} s of SIGTERM") from None
 
     def kill(self) -> None:
         """All processes at once, and what they have started."""
