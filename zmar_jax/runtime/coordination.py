@@ -16,6 +16,8 @@ from typing import Any
 import jax
 from jax._src import distributed
 
+from zmar_jax.config import ConfigError
+
 BEAT = 2.0
 """Seconds between two signs of life of a process."""
 GONE = 20.0
@@ -36,9 +38,14 @@ def exchange(text: str) -> list[str]:
     """The texts of all processes, which all make this call.
 
     Raises:
-      jax.errors.JaxRuntimeError: one has gone.
+      ConfigError: they have not joined. jax.errors.JaxRuntimeError: one has gone.
     """
     client, mine, call = _client(), jax.process_index(), next(_calls)
+    if client is None:
+        raise ConfigError(
+            "the processes of this run have not joined; call sharding.initialize_distributed, or "
+            "jax.distributed.initialize, before anything else"
+        )
     # names of files need not be UTF-8
     client.key_value_set_bytes(f"{_TOLD}/{call}/{mine}", text.encode("utf-8", "surrogateescape"))
     client.wait_at_barrier(f"{_TOLD}/{call}", _LONGEST)
