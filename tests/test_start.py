@@ -20,9 +20,10 @@ def test_the_age_of_a_process_counts_from_its_command() -> None:
 
 def test_stages_and_the_rest_are_the_whole(monkeypatch) -> None:
     now = [50.0]
-    monkeypatch.setattr(start, "process_age", lambda: 4.0)
     monkeypatch.setattr(start.time, "monotonic", lambda: now[0])
-    begin = start.Start()
+    monkeypatch.setattr(start.time, "time", lambda: 1000.0)
+    begin = start.Start(996.0)
+    assert begin.begun == 996
     for stage, seconds in (("opening data", 1.5), ("compiling", 6.0), ("compiling", 2.0)):
         with begin.timed(stage):
             now[0] += seconds

@@ -1,5 +1,6 @@
 """`train`."""
 
+import time
 from typing import Annotated
 
 from tyro.conf import Positional, arg
@@ -59,6 +60,7 @@ def train(
     from zmar_jax.benchmark.utilization import utilization
     from zmar_jax.config import load_config, override
     from zmar_jax.runtime import compilation
+    from zmar_jax.runtime.age import process_age
     from zmar_jax.runtime.processes import together
     from zmar_jax.train import train as run
 
@@ -68,7 +70,7 @@ def train(
         run_config = together(lambda: override(load_config(config), settings))
         compilation.enable_cache()
         peak = utilization(run_config, jax.devices())
-        run(run_config, workdir, steps, accept_changes, peak)
+        run(run_config, workdir, steps, accept_changes, peak, time.time() - process_age())
     return 0
 
 

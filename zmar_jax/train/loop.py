@@ -50,6 +50,7 @@ def train(
     profile: range | None = None,
     accept_changes: bool = False,
     utilization: Callable[[float], float] | None = None,
+    begun: float | None = None,
 ) -> int:
     """Trains until `config.train.steps`, going on from the newest checkpoint in `workdir`.
 
@@ -60,6 +61,7 @@ def train(
       profile: steps of which a JAX profiler trace is written to WORKDIR/profile.
       accept_changes: go on although the run was begun with another configuration.
       utilization: from images a second to the share of what the devices can do, to be recorded.
+      begun: when this start was, in seconds since 1970; by default now.
 
     Returns:
       The number of steps done.
@@ -71,7 +73,7 @@ def train(
         finite gradient, or hosts that differ in configuration, versions, devices, data, masks or
         weights.
     """
-    where, begin = place(workdir), Start()
+    where, begin = place(workdir), Start(begun)
     agree(hosts.settings(config, accept_changes))
     mesh = sharding.make_mesh(config.train.fsdp)
     sharding.check_batch(config.data.batch_size, config.train.accumulate, mesh)
@@ -108,7 +110,7 @@ def train(
             return start
         size, steps = config.data.batch_size, config.train.steps
         put = functools.partial(bucket.put_log, say) if bucket else lambda: None
-        told = (console, put, facts, utilization, begin.time)
+        told = (console, put, facts, utilization, begin.begun)
         with together(lambda: RunLog(folder, steps, size, start, *told)) as log:
             begun_from = (data_state or {}).get("init", weights and weights.checksum)
             told = (checkpoints, log, begun_from, begin)

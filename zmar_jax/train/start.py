@@ -4,17 +4,15 @@ import contextlib
 import time
 from collections.abc import Iterator
 
-from zmar_jax.runtime.age import process_age
-
 
 class Start:
-    """Counts from the start of this process on."""
+    """Counts from the command on."""
 
-    def __init__(self) -> None:
-        before = process_age()
+    def __init__(self, begun: float | None = None) -> None:
+        """begun: when the command was, in seconds since 1970; by default now."""
+        self.begun: float = begun or time.time()
+        before = time.time() - self.begun
         self._clock = time.monotonic() - before
-        self.time: float = time.time() - before
-        """When the process was started, in seconds since 1970."""
         self._stages: dict[str, float] = {"Python, JAX and the other hosts": before}
         self._seconds: float | None = None
 
