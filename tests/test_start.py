@@ -1,8 +1,15 @@
 """What a start says of the time until its first step."""
 
+import json
+import os
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
+
+import pytest
+from chaos_run import SMALL, photos
 
 from zmar_jax.runtime.age import process_age
 from zmar_jax.train import start
@@ -36,3 +43,32 @@ def test_stages_and_the_rest_are_the_whole(monkeypatch) -> None:
         "first step 14.0 s after the command: Python, JAX and the other hosts 4.0 s, "
         "opening data 1.5 s, compiling 8.0 s, the rest 0.5 s"
     )
+
+
+@pytest.mark.slow
+def test_a_second_start_compiles_no_program_again(tmp_path: Path) -> None:
+    """But those that take less than a second, which JAX does not keep."""
+    data, programs, workdir = photos(tmp_path / "photos"), tmp_path / "programs", tmp_path / "run"
+    settings = [*SMALL, f"data.folder={data}", f"data.val_folder={data}"]
+    kept = []
+    for steps in (3, 6):
+        done = subprocess.run(
+            [
+                *(sys.executable, "-m", "zmar_jax", "train", "--config", "tiny", *settings),
+                *("--workdir", str(workdir), "--accept-changes"),
+                *(f"data.data_dir={tmp_path / 'data'}", f"train.steps={steps}"),
+            ],
+            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(programs), "XLA_FLAGS": ""},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        kept.append({path.name for path in programs.glob("*-cache")})
+    assert any("train_step" in name for name in kept[0])
+    assert kept[0] == kept[1]
+    told = re.search(r"first step (.*) s after the command: .*compiling (.*) s", done.stderr)
+    assert told
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    started = {r["step"]: r["start_seconds"] for r in records if "start_seconds" in r}
+    assert started.keys() == {2, 4}  # the first that each trained
+    assert started[4] == pytest.approx(float(told[1]), abs=0.06)

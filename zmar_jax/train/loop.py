@@ -175,12 +175,11 @@ class _Run:
                     together(lambda: check_memory(self.train_step, self.mesh))
             self.state, self.metrics = self.train_step(self.state, batch, self.rng)
             self.step += 1
-            # one step late: reading the last one's would leave the device idle
-            self.record()
-            if before:
+            if before:  # one step late: reading the last one's would leave the device idle
                 self.bad_steps = int(before["bad_steps"])
                 if seconds := self.begin.trained():
                     self.log.started(seconds, str(self.begin))
+                self.record()
         self.log.advance(self.step)
         if self.bad_steps >= self.config.max_bad_steps:
             self._give_up()
