@@ -85,48 +85,42 @@ class Hosts:
         self.layout = Layout(1, 1)
 
     def start(self, layout: Layout) -> None:
+        """All processes, each watched; they go on from what is in the bucket."""
+        settings = ("train.checkpoint_every=1", "train.steps=1000000", "--restarts", "1000")
+        self.layout = layout
+        self.watchers = self._start(f"s3://{BUCKET}/{RUN}", layout, *settings)
+
+    def in_peace(self, layout: Layout, steps: int) -> Path:
+        """The workdir, a folder, of the same run in so many steps, which nothing disturbs."""
+        workdir = self.folder / "peace"
+        often = (f"train.checkpoint_every={steps}", f"train.steps={steps}")
+        self.layout, self.watchers = layout, self._start(str(workdir), layout, *often)
+        if any(codes := [process.wait() for process in self.watchers]):
+            raise ChaosError(f"the undisturbed run failed: {codes}")
+        return workdir
+
+    def _start(self, workdir: str, layout: Layout, *more: str) -> "list[subprocess.Popen[bytes]]":
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             address = f"127.0.0.1:{free.getsockname()[1]}"
-        self.layout = layout
-        self.watchers = [
-            self._start(
-                f"s3://{BUCKET}/{RUN}",
-                layout,
-                self.log(i),
-                *("train.checkpoint_every=1", "train.steps=1000000", "--restarts", "1000"),
-                *("--coordinator", address, "--processes", str(layout.processes)),
-                *("--process", str(i)),
-            )
-            for i in range(layout.processes)
-        ]
-
-    def in_peace(self, layout: Layout, steps: int) -> Path:
-        """The workdir, a folder, of the same run that nothing disturbed."""
-        workdir, log = self.folder / "peace", self.folder / "peace.log"
-        often = (f"train.checkpoint_every={steps}", f"train.steps={steps}")
-        if self._start(str(workdir), layout, log, *often).wait():
-            raise ChaosError(f"the undisturbed run failed: {log}")
-        return workdir
-
-    def _start(
-        self, workdir: str, layout: Layout, log: Path, *more: str
-    ) -> "subprocess.Popen[bytes]":
         data = self.folder / "photos"
         places = (f"data.folder={data}", f"data.val_folder={data}", f"data.data_dir={data}.cache")
-        command = [str(TRAIN), "--config", "tiny", "--workdir", workdir, *SMALL]
+        command = [sys.executable, str(TRAIN), "--config", "tiny", "--workdir", workdir, *SMALL]
+        command += [*places, *self._settings, f"train.fsdp={layout.fsdp}", *more]
+        command += ["--coordinator", address, "--processes", str(layout.processes), "--process"]
         flags = f"--xla_force_host_platform_device_count={layout.devices}"
-        with log.open("a") as file:
-            return subprocess.Popen(
-                [
-                    *(sys.executable, *command, *places, *self._settings),
-                    *(f"train.fsdp={layout.fsdp}", *more),
-                ],
-                stdout=file,
-                stderr=file,
-                env=self._environment | {"XLA_FLAGS": flags},
-                start_new_session=True,
-            )
+        with contextlib.ExitStack() as stack:
+            logs = [stack.enter_context(self.log(i).open("a")) for i in range(layout.processes)]
+            return [
+                subprocess.Popen(
+                    [*command, str(i)],
+                    stdout=log,
+                    stderr=log,
+                    env=self._environment | {"XLA_FLAGS": flags},
+                    start_new_session=True,
+                )
+                for i, log in enumerate(logs)
+            ]
 
     def log(self, process: int) -> Path:
         return self.folder / f"process{process}.log"
