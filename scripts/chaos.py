@@ -182,17 +182,13 @@ def _other_layouts(chaos: Chaos, processes: int, minutes: float) -> None:
         _until(time.monotonic() + 60 * minutes, lambda: chaos.disturb(hosts, events))
         step, disturbed, calm = _both(chaos, hosts, gate, Layout(1, 1))
         losses = _losses(chaos.folder)
-    weights = [name for name in calm if name.startswith("['params']")]
     begun = chaos_run.arrays(chaos.folder / "peace", 1)
-    apart, gone = (
-        np.sqrt(sum(np.sum(np.square(a[n] - b[n], dtype=np.float64)) for n in weights))
-        for a, b in ((disturbed, calm), (calm, begun))
-    )
+    strayed = chaos_run.strayed(disturbed, calm, begun)
     console.print(
         f"  step {step}: losses differ by up to {losses:.1e} (allowed: {LOSS:.0e}), weights by "
-        f"{apart / gone:.1e} of the way that they went (allowed: {PATH:.0e})"
+        f"{strayed:.1e} of the way that they went (allowed: {PATH:.0e})"
     )
-    if losses > LOSS or apart > PATH * gone or disturbed["['step']"] != calm["['step']"]:
+    if losses > LOSS or strayed > PATH or disturbed["['step']"] != calm["['step']"]:
         raise ChaosError("that is more than rounding")
 
 
@@ -213,9 +209,11 @@ def _of_processes(chaos: Chaos, hosts: Hosts) -> list[tuple[str, Callable[[], No
         hosts.kill()
         hosts.start(hosts.layout)
 
-    killed = ("SIGKILL of one process", lambda: send(signal.SIGKILL) and None)
+    def kill() -> None:
+        send(signal.SIGKILL)
+
     return [
-        *(killed, killed),
+        *[("SIGKILL of one process", kill)] * 2,
         ("SIGKILL of all, started again", restart_all),
         ("SIGSTOP for 5 s", lambda: stop(5)),
         (f"SIGSTOP for {HANGING:.0f} s", lambda: stop(HANGING)),

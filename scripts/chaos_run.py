@@ -196,6 +196,21 @@ def arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
+def strayed(
+    found: dict[str, np.ndarray], wanted: dict[str, np.ndarray], begun: dict[str, np.ndarray]
+) -> float:
+    """The distance of two runs' weights, as a share of how far training has moved them.
+
+    As one number: where a gradient is nothing but rounding, Adam makes a whole step of it.
+    """
+    names = [name for name in wanted if name.startswith("['params']")]
+    apart, gone = (
+        float(np.sqrt(sum(np.sum(np.square(a[n] - b[n], dtype=np.float64)) for n in names)))
+        for a, b in ((found, wanted), (wanted, begun))
+    )
+    return apart / gone
+
+
 def losses(workdir: Path) -> dict[int, float]:
     """By step."""
     lines = (workdir / "metrics.jsonl").read_text().splitlines()

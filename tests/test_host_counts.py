@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from chaos_run import SMALL, Layout, arrays, losses, photos
+from chaos_run import SMALL, Layout, arrays, losses, photos, strayed
 
 QUICKLY = """
 import sys
@@ -86,7 +86,4 @@ def test_a_run_goes_on_with_another_layout(
     last, wanted = (arrays(workdir, 4 * SEGMENT) for workdir in (tmp_path / "run", alone))
     assert last.keys() == wanted.keys()
     assert last["['step']"] == wanted["['step']"] == 4 * SEGMENT
-    moved = 4 * SEGMENT * 1e-4  # as far as Adam can go
-    for name, array in wanted.items():
-        if name.startswith("['params']"):
-            np.testing.assert_allclose(last[name], array, atol=0.1 * moved, err_msg=name)
+    assert strayed(last, wanted, arrays(alone, 1)) < 0.02

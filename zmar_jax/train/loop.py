@@ -113,8 +113,8 @@ def train(
         told = (console, put, facts, utilization, begin.begun)
         with together(lambda: RunLog(folder, steps, size, start, *told)) as log:
             begun_from = (data_state or {}).get("init", weights and weights.checksum)
-            told = (checkpoints, log, begun_from, begin)
-            run = _Run(config, mesh, state, loader, validator, *told)
+            kept_by = (checkpoints, log, begun_from, begin)
+            run = _Run(config, mesh, state, loader, validator, *kept_by)
             with Profile(profile, folder / "profile") as trace:
                 while run.step < config.train.steps and not stopping(run.step):
                     trace.at(run.step, run.state)
