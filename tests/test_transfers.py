@@ -77,9 +77,12 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[Event]:
         done.append(("validate", run.step))
         return {}
 
-    compiled = types.SimpleNamespace(compile=lambda *_: step)
     begun = types.SimpleNamespace(step=1, bad_steps=0, params=None, ema=None)
-    monkeypatch.setattr(loop, "compile_steps", lambda *_: (lambda state, *_: begun, compiled))
+    programs = (
+        types.SimpleNamespace(compile=lambda *_, does=does: does)
+        for does in (lambda *_: begun, step)
+    )
+    monkeypatch.setattr(loop, "compile_steps", lambda *_: tuple(programs))
     monkeypatch.setattr(loop, "check_memory", lambda *_: None)
     monkeypatch.setattr(loop._Run, "validate", no_validation)
     monkeypatch.setattr(sharding, "shard_batch", put)

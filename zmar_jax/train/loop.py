@@ -165,7 +165,10 @@ class _Run:
             batch = sharding.shard_batch(next(self.loader), self.mesh)
         if self.step == 0:
             with self.log.timed("compiling"), self.begin.timed("compiling"):
-                self.state = self.initialise(self.state, batch, self.rng)
+                program = self.initialise.compile(self.state, batch, self.rng)
+                # hosts wait for each other here: within a program, not for longer than 30 s
+                together(lambda: None)
+                self.state = program(self.state, batch, self.rng)
             self.step, self.bad_steps = int(self.state.step), int(self.state.bad_steps)
         else:
             before = self.metrics
