@@ -110,8 +110,12 @@ def test_an_error_between_processes_is_a_host_that_has_gone(monkeypatch):
 
 def test_hosts_that_differ_end_with_a_code_of_their_own(monkeypatch, capsys):
     texts = ['["a", {"train.steps": 1}]', '["b", {"train.steps": 2}]']
-    monkeypatch.setattr(processes, "gather", lambda text: texts)
-    monkeypatch.setattr("zmar_jax.train.train", lambda *args: processes.agree({}))
+
+    def train(*args: object) -> None:
+        monkeypatch.setattr(processes, "gather", lambda text: texts)
+        processes.agree({})
+
+    monkeypatch.setattr("zmar_jax.train.train", train)
     assert cli.main(["train", "--config", "tiny", "--workdir", "w"]) == 2
     assert "train.steps  process 0 (a): 1; process 1 (b): 2" in capsys.readouterr().err
     with pytest.raises(HostsDifferError):
