@@ -50,13 +50,13 @@ def test_a_second_start_compiles_no_program_again(tmp_path: Path) -> None:
     """But those that take less than a second, which JAX does not keep."""
     data, programs, workdir = photos(tmp_path / "photos"), tmp_path / "programs", tmp_path / "run"
     settings = [*SMALL, f"data.folder={data}", f"data.val_folder={data}"]
+    settings.append(f"data.data_dir={tmp_path / 'data'}")
     kept = []
     for steps in (3, 6):
         done = subprocess.run(
             [
-                *(sys.executable, "-m", "zmar_jax", "train", "--config", "tiny", *settings),
-                *("--workdir", str(workdir), "--accept-changes"),
-                *(f"data.data_dir={tmp_path / 'data'}", f"train.steps={steps}"),
+                *(sys.executable, "-m", "zmar_jax", "train", *settings, f"train.steps={steps}"),
+                *("--config", "tiny", "--workdir", str(workdir), "--accept-changes"),
             ],
             env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(programs), "XLA_FLAGS": ""},
             stderr=subprocess.PIPE,
