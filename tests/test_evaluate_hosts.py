@@ -117,7 +117,8 @@ def test_any_number_of_processes_gives_the_same_numbers(tmp_path: Path) -> None:
         write_photo(data / "low" / f"{i:02}.png", Photo(gt // 8))
         write_photo(data / "high" / f"{i:02}.png", Photo(gt))
     (alone,) = start(data, weights, tmp_path / "alone", 1)
-    assert alone.wait() == 0, alone.communicate()
+    told = alone.communicate(timeout=120)
+    assert alone.returncode == 0, told
     out = tmp_path / "several"
     three = start(data, weights, out, 3)
     deadline = time.monotonic() + 120
