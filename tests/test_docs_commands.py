@@ -168,6 +168,7 @@ LONG = {
     r"^(restore|convert \S+ photos\.safetensors)$|^restore pairs": "tests/test_install.py",
     r"^prepare": "needs a benchmark: tests/test_datasets.py",
     r"^evaluate --data photos/": "needs a run",
+    r"gs://|s3://": "needs a bucket: tests/test_bucket_runs.py",
 }
 
 

@@ -1,5 +1,6 @@
 """What processes tell each other; threads stand for them, and one that waits for ever shows."""
 
+import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,7 @@ from PIL import Image
 from zmar_jax.config import Config, DataConfig, MaskConfig, TrainConfig, override
 from zmar_jax.data.pipeline import make_loader
 from zmar_jax.runtime import processes
-from zmar_jax.runtime.processes import ProcessError, agree, from_primary, together
+from zmar_jax.runtime.processes import HostsDifferError, ProcessError, agree, from_primary, together
 from zmar_jax.train import hosts
 
 COUNT = 3
@@ -74,18 +75,32 @@ def test_an_error_in_any_process_is_one_in_all(run) -> None:
     assert [f.result() for f in run(lambda process: together(lambda: process))] == [0, 1, 2]
 
 
-def test_what_differs_is_named_with_two_values(run) -> None:
-    rates = [0.001, 0.001, 0.1]
+def test_all_that_differs_is_one_table(run, monkeypatch) -> None:
+    monkeypatch.setattr(processes.socket, "gethostname", lambda: "vm")
+    rates = [0.001, 0.1, 0.001]
     found = run(lambda p: agree({"steps": 4, "rate": rates[p], **({"ema": 1} if p else {})}))
     for future in found:
-        with pytest.raises(ProcessError) as caught:
+        with pytest.raises(HostsDifferError) as caught:
             future.result()
-        assert str(caught.value) == (
-            "the hosts of this run do not see the same rate: 0.001 in process 0, 0.1 in process 2; "
-            "nor the same ema: null in process 0, 1 in process 1; start the same command on each, "
-            "with the same files and versions"
-        )
+        assert str(caught.value).splitlines() == [
+            "the hosts of this run do not see the same:",
+            "  rate  process 0 (vm), process 2 (vm): 0.001; process 1 (vm): 0.1",
+            "  ema   process 0 (vm): null; process 1 (vm), process 2 (vm): 1",
+            "start the same command on each, with the same files and versions",
+        ]
     assert [f.result() for f in run(lambda p: agree({"steps": 4, "name": "\udcff"}))] == [None] * 3
+
+
+def test_a_table_names_few_of_many_hosts(monkeypatch) -> None:
+    told = [json.dumps([f"vm{i}", {"rate": int(i == 7)}]) for i in range(256)]
+    monkeypatch.setattr(processes, "gather", lambda text: told)
+    with pytest.raises(HostsDifferError) as caught:
+        agree({})
+    (row,) = [line for line in str(caught.value).splitlines() if "rate" in line]
+    assert row == (
+        "  rate  process 0 (vm0), process 1 (vm1), process 2 (vm2), process 3 (vm3) and 251 more: "
+        "0; process 7 (vm7): 1"
+    )
 
 
 def test_alone_everything_agrees() -> None:

@@ -96,24 +96,28 @@ def test_the_command_watches_itself_once(monkeypatch):
 
 def test_an_error_between_processes_is_a_host_that_has_gone(monkeypatch):
     def fails(text: str) -> None:
-        with ending_with_the_others():
+        with ending_with_the_others(lambda why: None):
             raise jax.errors.JaxRuntimeError(text)
 
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"^UNKNOWN: reset$"):
         fails("UNKNOWN: reset")
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    with pytest.raises(HostLostError, match=r"has gone \(UNKNOWN: reset\); the same command"):
+    with pytest.raises(HostLostError, match=r"^another host .* has gone \(UNKNOWN: reset\);"):
         fails("UNKNOWN: reset\nmore")
     with pytest.raises(jax.errors.JaxRuntimeError, match=r"^RESOURCE_EXHAUSTED"):
         fails("RESOURCE_EXHAUSTED: 4 GiB")
 
 
 def test_hosts_that_differ_end_with_a_code_of_their_own(monkeypatch, capsys):
-    texts = ['{"train.steps": 1}', '{"train.steps": 2}']
-    monkeypatch.setattr(processes, "gather", lambda text: texts)
-    monkeypatch.setattr("zmar_jax.train.train", lambda *args: processes.agree({}))
+    texts = ['["a", {"train.steps": 1}]', '["b", {"train.steps": 2}]']
+
+    def train(*args: object) -> None:
+        monkeypatch.setattr(processes, "gather", lambda text: texts)
+        processes.agree({})
+
+    monkeypatch.setattr("zmar_jax.train.train", train)
     assert cli.main(["train", "--config", "tiny", "--workdir", "w"]) == 2
-    assert "train.steps: 1 in process 0, 2 in process 1" in capsys.readouterr().err
+    assert "train.steps  process 0 (a): 1; process 1 (b): 2" in capsys.readouterr().err
     with pytest.raises(HostsDifferError):
         processes.agree({})
 

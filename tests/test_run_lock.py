@@ -63,13 +63,13 @@ def test_a_second_evaluation_is_refused_until_the_first_has_ended(tmp_path: Path
 def test_the_command_evaluates_under_its_lock(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
-    for name in (
-        "evaluate.pairs.open_pairs",
-        "weights.load_weights",
-        "evaluate.evaluation.settings",
+    nothing = SimpleNamespace(notes=(), fingerprint="", source="weights", config=MODEL)
+    for name, found in (
+        ("evaluate.pairs.open_pairs", nothing),
+        ("weights.load_weights", nothing),
+        ("evaluate.evaluation.settings", {}),
     ):
-        nothing = SimpleNamespace(notes=(), source="weights", config=MODEL)
-        monkeypatch.setattr(f"zmar_jax.{name}", lambda *_, nothing=nothing: nothing)
+        monkeypatch.setattr(f"zmar_jax.{name}", lambda *_, found=found: found)
     with only_evaluation(tmp_path):
         assert main(["evaluate", "--data", "builtin", "--out", str(tmp_path)]) == 1
     assert "another evaluation is writing there" in capsys.readouterr().err

@@ -77,10 +77,20 @@ def test_how_parameters_lie_does_not_split_the_backward_pass() -> None:
     batch = sharding.shard_batch(training.arrays(training.batch(0)), mesh)
     split = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params))
     assert split > 100
+    whole, mine = (
+        sum(size(leaf) for leaf in jax.tree.leaves((state.params, state.opt_state)))
+        for size in (lambda leaf: leaf.nbytes, lambda leaf: leaf.addressable_shards[0].data.nbytes)
+    )
+    assert mine < 1.1 * whole / 4
     for program in compile_steps(state, mesh):
-        text = program.compile(state, batch, training.KEY).as_text()
+        compiled = program.compile(state, batch, training.KEY)
+        text = compiled.as_text()
         assert not re.search(r" (collective-permute|all-to-all)\(", text)
         assert len(re.findall(r" all-gather\(", text)) < split + 10
+        held = sum(leaf.nbytes for leaf in jax.tree.leaves((state.ema, batch))) / 4
+        counted = compiled.memory_analysis()
+        for size in (counted.argument_size_in_bytes, counted.output_size_in_bytes):
+            assert size < 1.1 * (mine + held)  # of one device
 
 
 def worker(out: Path, devices: int, fsdp: int, *joined: str) -> subprocess.Popen[str]:

@@ -135,3 +135,44 @@ def test_hosts_with_unequal_shares_count_each_picture_once(config: Config, monke
     assert [int(sums[3]) for sums in told] == [3, 1, 1, 0]
     assert sorted(name for name, *_ in panels) == ["0", "1", "2", "3", "4"]
     assert scores == pytest.approx(expected(config, 2.9137), rel=1e-5)
+
+
+@pytest.mark.parametrize("most", [1, 3, 5, 9])
+def test_a_bounded_validation_is_of_the_same_pictures_on_any_number_of_devices(
+    config: Config, most: int
+) -> None:
+    """Each as it is among all."""
+    bounded = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, validate_pictures=most)
+    )
+    found = []
+    for devices in (1, 2, 4):
+        mesh = sharding.make_mesh(devices=jax.devices()[:devices])
+        scores, panels = Validator(bounded, mesh)(jnp.float32(2.9137))
+        found.append((scores, {name: low for name, low, _, _ in panels}))
+    names = {1: {"0"}, 3: {"0", "1", "3"}}.get(most, {"0", "1", "2", "3", "4"})
+    every = {
+        str(batch["id"][0]): batch["low"][0]
+        for batch in make_loader(dataclasses.replace(config.data, batch_size=1), "val")
+    }
+    for scores, pictures in found:
+        assert scores == pytest.approx(found[0][0], rel=1e-5)
+        assert pictures.keys() <= names
+        assert len(pictures) == min(len(names), validation.PANELS)
+        assert all((every[name] == low).all() for name, low in pictures.items())
+    if most >= len(SIZES):
+        assert found[0][0] == pytest.approx(expected(config, 2.9137), rel=1e-5)
+
+
+def test_hosts_share_a_bounded_validation(config: Config, monkeypatch) -> None:
+    """Four hosts have one row of a batch of four each: together each picture once."""
+    bounded = dataclasses.replace(
+        config, train=dataclasses.replace(config.train, validate_pictures=3)
+    )
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    names = []
+    for host in range(4):
+        monkeypatch.setattr(jax, "process_index", lambda host=host: host)
+        for batch in Validator(bounded, sharding.make_mesh()).loader:
+            names += batch["id"][batch["valid"]].tolist()
+    assert sorted(names) == ["0", "1", "3"]

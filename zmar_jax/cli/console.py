@@ -5,6 +5,7 @@ import math
 import os
 import re
 import signal
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from zmar_jax.files.places import Place, PlaceError, local, place
-from zmar_jax.runtime import stop
+from zmar_jax.runtime import restarts, stop
 from zmar_jax.runtime.opening import open_path
 
 # names of files may look like markup
@@ -119,6 +120,46 @@ def interruptible() -> Iterator[None]:
 
     with stop.second_ends(tell, end), stop.remembered(signal.SIGINT):
         yield
+
+
+def end_without(why: str, joined: bool = True) -> None:
+    """Ends this process, as another one of its run has gone: any other way out waits for that one.
+
+    Args:
+      joined: whether this process had found the others.
+    """
+    import jax
+
+    from zmar_jax.runtime.coordination import BEAT
+
+    err.print(f"error: {why}", style="red")
+    if joined and jax.process_index() == 0:
+        time.sleep(3 * BEAT)  # the others ask this one who has gone
+    os._exit(restarts.LOST)
+
+
+@contextlib.contextmanager
+def with_the_others(
+    coordinator: str | None, processes: int | None, process: int | None
+) -> Iterator[None]:
+    """Joins this process to its run's others; where one of them goes in the block, all end.
+
+    Raises:
+      UsageError, ConfigError: options that do not fit each other.
+    """
+    from zmar_jax.runtime import sharding
+    from zmar_jax.runtime.processes import HostLostError, ending_with_the_others
+
+    if coordinator and (processes is None or process is None):
+        raise UsageError("--coordinator needs --processes and --process")
+    joined = False
+    try:
+        sharding.initialize_distributed(coordinator, processes, process)
+        joined = True
+        with ending_with_the_others(end_without):
+            yield
+    except HostLostError as e:
+        end_without(str(e), joined)
 
 
 def reason(source: Path, error: Exception) -> str:

@@ -1,7 +1,8 @@
 """`evaluate`."""
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import arg
 
@@ -19,8 +20,14 @@ from zmar_jax.cli.console import (
     say_source,
     show,
     table_of,
+    with_the_others,
 )
 from zmar_jax.files.places import Place, local
+
+if TYPE_CHECKING:
+    from zmar_jax.evaluate.evaluation import Evaluation
+    from zmar_jax.evaluate.pairs import Pairs, Source
+    from zmar_jax.evaluate.records import Records
 
 
 def evaluate(
@@ -43,6 +50,9 @@ def evaluate(
     sdsd_frames: int | None = None,
     batch: int | None = None,
     memory: str | None = None,
+    coordinator: Annotated[str | None, arg(metavar="HOST:PORT")] = None,
+    processes: int | None = None,
+    process: int | None = None,
     overwrite: bool = False,
     open_: Annotated[bool, arg(name="open")] = False,
 ) -> None:
@@ -50,7 +60,8 @@ def evaluate(
 
     Writes metrics.json, per_image.csv, table.md, report.html and the restored pictures. Started
     again it goes on where it was; with other weights or options it is refused, unless you say
-    --overwrite. Pictures of one size are batched, over all devices of this machine.
+    --overwrite. Pictures of one size are batched, over all devices of a machine. Started on
+    several machines, as `train` is, each restores its share.
 
     $ zmar-jax evaluate --data lol_v1 --checkpoint LOLv1_G.pth
 
@@ -91,14 +102,18 @@ def evaluate(
       batch: Pictures that each device computes at once; about a megapixel of them if not given,
         and one on a CPU.
       memory: What a batch may take on each device, as 16GiB; by default what is free.
+      coordinator: Address of the first process, where hosts do not find each other.
+      processes: How many processes there are in all, with --coordinator.
+      process: Which of them this is, from 0, with --coordinator.
       overwrite: Begin again, whatever the output folder holds.
       open_: Show the report in the browser at the end.
     """
-    from zmar_jax.config import DarkenConfig, MaskConfig
-    from zmar_jax.evaluate import evaluation, measures, pairs, records, report, table
+    from zmar_jax.evaluate import evaluation, hosts, pairs, table
+    from zmar_jax.evaluate.measures import Scoring
     from zmar_jax.evaluate.network import Network, Sampling
     from zmar_jax.imaging.views import choose_views
     from zmar_jax.runtime import compilation
+    from zmar_jax.runtime.processes import agree, primary, together
     from zmar_jax.weights import load_weights
 
     check_sampling(heat, samples, seed)
@@ -110,48 +125,39 @@ def evaluate(
         raise UsageError("--protocol and --gt-mean need ground truths; --no-reference has none")
     if (gt is not None) + clean + no_reference > 1:
         raise UsageError("--gt, --clean and --no-reference exclude each other")
-    truths = None if gt is None else str(gt)
-    kind = pairs.kind_of(data, not no_reference, truths, clean)
-    if exposure and kind != "photographs":
-        raise UsageError(f"--exposure is of clean photographs; {data} has dark pictures")
-    if sdsd_frames and not data.startswith("sdsd"):
-        raise UsageError(f"--sdsd-frames is of the SDSD benchmarks; {data} is none")
     check_folder(out_dir)
     check_open(open_, out_dir)
-    for folder in (local(data), *([gt] if gt else [])):
-        _apart(folder, out_dir)
-    lost = kind == "photographs" or (kind == "benchmark" and protocol == "zmar")
-    source = pairs.Source(
-        data,
-        data_dir,
-        MaskConfig(source=masks or ("procedural" if lost else "none")),
-        DarkenConfig(exposure=range_of("--exposure", exposure), kind="gain")
-        if exposure
-        else DarkenConfig(),
-        sdsd_frames,
-        seed,
-        not no_reference,
-        truths,
-        clean,
-    )
-    scoring = measures.Scoring(protocol, gt_mean)
-    opened = pairs.open_pairs(source)
-    for note in opened.notes:
-        err.print(note)
-    weights = load_weights(checkpoint)
-    say_source(checkpoint, weights.source)
-    sampling = Sampling(heat, samples, choose_views(views, weights.config.brightness, heat), seed)
-    settings = evaluation.settings(opened, source, weights, sampling, scoring)
-    compilation.enable_cache()
-    with records.only_evaluation(out_dir) as target:
-        kept = records.Records(target.path, settings, overwrite)
-        network = Network(weights, batch, memory_limit=limit, likelihood=opened.kind != "dark")
-        with progress(len(opened.ids), "evaluating", target.put) as step:
-            found = evaluation.run(opened, network, kept, sampling, scoring, step)
-        result = evaluation.summarize(settings, found)
-        table.write_numbers(result, target.path)
-        with progress(len(opened.ids), "report") as step:
-            path = report.write_report(result, opened, target.path, step)
+    truths = None if gt is None else str(gt)
+    given = pairs.Source(
+        data, data_dir, sdsd_frames=sdsd_frames, seed=seed, reference=not no_reference, gt=truths,
+        clean=clean,
+    )  # fmt: skip
+    scoring = Scoring(protocol, gt_mean)
+    with with_the_others(coordinator, processes, process):
+        source = together(lambda: _source(given, exposure, masks, protocol, out_dir))
+        opened = together(lambda: pairs.open_pairs(source))
+        for note in opened.notes:
+            err.print(note)
+        weights = together(lambda: load_weights(checkpoint))
+        say_source(checkpoint, weights.source)
+        chosen = choose_views(views, weights.config.brightness, heat)
+        sampling = Sampling(heat, samples, chosen, seed)
+        settings = evaluation.settings(opened, source, weights, sampling, scoring)
+        agree({**settings, "pictures": opened.fingerprint})
+        compilation.enable_cache()
+        with hosts.opened(out_dir, settings, overwrite) as (target, records):
+            likelihood = opened.kind != "dark"
+            network = Network(weights, batch, memory_limit=limit, likelihood=likelihood)
+            mine = evaluation.share(opened, network, *hosts.which())
+            with progress(sum(map(len, mine)), "evaluating", target.put) as step:
+                works = (opened, network, records, sampling, scoring, mine, step)
+                together(lambda: evaluation.run(*works))
+            hosts.gathered(target, records)
+            written = (settings, opened, records)
+            done = together(lambda: _written(*written) if primary() else None)
+    if done is None:
+        return
+    result, path = done
     shown = table_of(f"{data} -> {out_dir}")
     for name, value, detail in table.facts(result):
         shown.add_row(name, f"{value}  {detail}")
@@ -165,6 +171,42 @@ def evaluate(
         err.print(f"warning: {name}: no NIQE, as hardly any of it has texture", style="yellow")
     if open_:
         show(path)
+
+
+def _source(
+    given: "Source", exposure: str | None, masks: str | None, protocol: str, out_dir: Place
+) -> "Source":
+    """What is evaluated, with what options and its kind say of darkness and lost pixels."""
+    from zmar_jax.config import DarkenConfig, MaskConfig
+    from zmar_jax.evaluate.pairs import kind_of
+
+    kind = kind_of(given.data, given.reference, given.gt, given.clean)
+    if exposure and kind != "photographs":
+        raise UsageError(f"--exposure is of clean photographs; {given.data} has dark pictures")
+    if given.sdsd_frames and not given.data.startswith("sdsd"):
+        raise UsageError(f"--sdsd-frames is of the SDSD benchmarks; {given.data} is none")
+    for folder in (given.data, *([given.gt] if given.gt else [])):
+        _apart(local(folder), out_dir)
+    lost = kind == "photographs" or (kind == "benchmark" and protocol == "zmar")
+    return dataclasses.replace(
+        given,
+        masks=MaskConfig(source=masks or ("procedural" if lost else "none")),
+        darken=DarkenConfig(exposure=range_of("--exposure", exposure), kind="gain")
+        if exposure
+        else DarkenConfig(),
+    )
+
+
+def _written(
+    settings: dict[str, Any], opened: "Pairs", records: "Records"
+) -> "tuple[Evaluation, Path]":
+    """Numbers, table and report."""
+    from zmar_jax.evaluate import evaluation, report, table
+
+    result = evaluation.summarize(settings, evaluation.collect(opened, records))
+    table.write_numbers(result, records.folder)
+    with progress(len(opened.ids), "report") as step:
+        return result, report.write_report(result, opened, records.folder, step)
 
 
 def _apart(data: Path, out_dir: Place) -> None:

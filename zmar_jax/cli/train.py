@@ -1,11 +1,11 @@
 """`train`."""
 
-import os
+import time
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from zmar_jax.cli.console import UsageError, err
+from zmar_jax.cli.console import UsageError, err, with_the_others
 from zmar_jax.files.places import Place
 from zmar_jax.runtime import restarts as again
 
@@ -59,23 +59,18 @@ def train(
 
     from zmar_jax.benchmark.utilization import utilization
     from zmar_jax.config import load_config, override
-    from zmar_jax.runtime import compilation, sharding
-    from zmar_jax.runtime.processes import HostLostError, ending_with_the_others
+    from zmar_jax.runtime import compilation
+    from zmar_jax.runtime.age import process_age
+    from zmar_jax.runtime.processes import together
     from zmar_jax.train import train as run
 
-    if coordinator and (processes is None or process is None):
-        raise UsageError("--coordinator needs --processes and --process")
-    run_config = override(load_config(config), settings)
     steps = _steps(profile) if profile else None
-    try:
-        sharding.initialize_distributed(coordinator, processes, process)
+    with with_the_others(coordinator, processes, process):
+        # not before: the others would wait for one that finds its file wrong
+        run_config = together(lambda: override(load_config(config), settings))
         compilation.enable_cache()
         peak = utilization(run_config, jax.devices())
-        with ending_with_the_others():
-            run(run_config, workdir, steps, accept_changes, peak)
-    except HostLostError as e:
-        err.print(f"error: {e}", style="red")
-        os._exit(again.LOST)  # any other way out waits for the host that has gone
+        run(run_config, workdir, steps, accept_changes, peak, time.time() - process_age())
     return 0
 
 

@@ -74,6 +74,9 @@ class TrainConfig:
     log_every: int = bounded(50, 1, MANY)
     validate_every: int = bounded(1000, 1, MANY)
     """The first step and the last are validated, too."""
+    validate_pictures: int | None = bounded(None, 1, MANY)
+    """Pictures of a validation, spread over all of the split, on any number of hosts the same;
+    null is all of them."""
     checkpoint_every: int = bounded(1000, 1, MANY)
     loggers: tuple[Logger, ...] = ("tensorboard",)
     """What else is told what metrics.jsonl says: `tensorboard`, `wandb` (an extra to install), both

@@ -63,3 +63,33 @@ class Pictures:
     @property
     def key(self) -> str:
         return f"{self.name}-{self.fingerprint}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Subset:
+    """Some examples of a `Source`, as if there were no others; each as it is among all."""
+
+    source: Source
+    chosen: Sequence[int]
+
+    @property
+    def ids(self) -> list[str]:
+        return [self.source.ids[i] for i in self.chosen]
+
+    @property
+    def sizes(self) -> list[Size]:
+        return [self.source.sizes[i] for i in self.chosen]
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        return self.source.roles
+
+    @property
+    def key(self) -> str:
+        return self.source.key
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def read(self, i: int) -> tuple[np.ndarray, ...]:
+        return self.source.read(self.chosen[i])

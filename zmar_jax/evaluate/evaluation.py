@@ -21,7 +21,7 @@ from zmar_jax.evaluate.measures import (
 )
 from zmar_jax.evaluate.network import Network, Sampling, batches
 from zmar_jax.evaluate.pairs import Pairs, Source
-from zmar_jax.evaluate.records import RESTORED, Record, Records
+from zmar_jax.evaluate.records import RESTORED, EvaluationError, Record, Records
 from zmar_jax.evaluate.statistics import bootstrap
 from zmar_jax.imaging.images import Step
 from zmar_jax.weights import Weights
@@ -66,35 +66,60 @@ def settings(
     }
 
 
+def share(pairs: Pairs, network: Network, process: int = 0, count: int = 1) -> list[list[int]]:
+    """The batches of one of several processes; what is in a batch does not depend on their count,
+    so that it rounds the same way."""
+    return batches(pairs.sizes, network.rows, network.config.padded)[process::count]
+
+
 def run(
     pairs: Pairs,
     network: Network,
     records: Records,
     sampling: Sampling,
     scoring: Scoring,
+    mine: Sequence[Sequence[int]],
     step: Step = lambda source, target, error: None,
-) -> tuple[Record, ...]:
+) -> None:
     """Restores and scores whatever `records` has not, batch by batch.
 
-    Returns:
-      A record for each pair, in order: id, height, width, `measures.Measures.keys`, and seconds.
+    Args:
+      mine: the batches of this process (`share`).
 
     Raises:
       DataError, ImageError, EvaluationError: a picture cannot be read, or a result not written.
       MemoryLimitError: one does not fit into memory; nothing is computed then.
     """
-    found = [records.find(*key) for key in zip(pairs.ids, pairs.digests, strict=True)]
-    todo = [i for i, record in enumerate(found) if record is None]
+    todo = [i for batch in mine for i in batch if _record(pairs, records, i) is None]
     network.check([pairs.ids[i] for i in todo], [pairs.sizes[i] for i in todo])
-    for batch in batches(pairs.sizes, network.rows, network.config.padded):
+    left = set(todo)
+    for batch in mine:
         # all of a batch again, even if some are done: the same batch rounds the same way
-        if missing := [i for i in batch if found[i] is None]:
+        if missing := [i for i in batch if i in left]:
             computed = _batch(pairs, batch, network, sampling)
             for i in missing:
-                found[i] = _finish(pairs, i, records, scoring, computed[i])
+                _finish(pairs, i, records, scoring, computed[i])
         for i in batch:
             step(Path(pairs.ids[i]), records.folder / RESTORED, None)
-    return tuple(record for record in found if record)
+
+
+def collect(pairs: Pairs, records: Records) -> tuple[Record, ...]:
+    """A record for each pair, in order: id, height, width, `measures.Measures.keys`, and seconds.
+
+    Raises:
+      EvaluationError: some have none.
+    """
+    found = {i: _record(pairs, records, i) for i in range(len(pairs.ids))}
+    if missing := [pairs.ids[i] for i, record in found.items() if record is None]:
+        raise EvaluationError(
+            f"{records.folder}: {len(missing)} picture(s) of other hosts are not there, as "
+            f"{missing[0]}; --out must be a folder that all hosts see, or a bucket"
+        )
+    return tuple(record for record in found.values() if record)
+
+
+def _record(pairs: Pairs, records: Records, i: int) -> Record | None:
+    return records.find(pairs.ids[i], pairs.digests[i])
 
 
 def summarize(settings: dict[str, Any], records: Sequence[Record]) -> Evaluation:
@@ -147,7 +172,7 @@ def _batch(
     }
 
 
-def _finish(pairs: Pairs, i: int, records: Records, scoring: Scoring, done: _Computed) -> Record:
+def _finish(pairs: Pairs, i: int, records: Records, scoring: Scoring, done: _Computed) -> None:
     shown = np.round(255 * np.nan_to_num(done.mean)).astype(np.uint8)
     if done.gt is None:
         scores = without_truth(done.mean, shown, done.low)
@@ -164,4 +189,4 @@ def _finish(pairs: Pairs, i: int, records: Records, scoring: Scoring, done: _Com
         "seconds": round(done.seconds, 4),
     }
     std = None if done.std is None else 255 * done.std.mean(-1)
-    return records.add(pairs.ids[i], pairs.digests[i], shown, std, values)
+    records.add(pairs.ids[i], pairs.digests[i], shown, std, values)

@@ -62,7 +62,7 @@ class Network:
           memory_limit: bytes that each device may take; None: what there is, less a reserve.
           likelihood: whether `bits_per_dim` will be asked for.
         """
-        mesh = sharding.make_mesh(devices=devices)
+        mesh = sharding.make_mesh(devices=devices or jax.local_devices())
         model = ZmarSNFlow(weights.config, compilation.stripe_bytes())
         self.config = weights.config
         self._memory, self._likelihood = memory_limit, likelihood

@@ -70,6 +70,14 @@ class Pairs:
     read: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
     notes: tuple[str, ...] = ()
 
+    @property
+    def fingerprint(self) -> str:
+        """Of all names and inputs."""
+        names = hashlib.blake2b(digest_size=16)
+        for each in zip(self.ids, self.digests, strict=True):
+            names.update(" ".join(each).encode("utf-8", "surrogateescape"))
+        return names.hexdigest()
+
 
 def kind_of(data: str, reference: bool = True, gt: str | None = None, clean: bool = False) -> Kind:
     """What `data` names: a benchmark; a folder with pairs; or clean photographs.

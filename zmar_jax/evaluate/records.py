@@ -3,6 +3,7 @@
 ```
 OUT/evaluation.json           settings: weights, data, protocol, sampling
 OUT/records.jsonl             one line for each picture that is done
+OUT/records.N.jsonl           the same, by process N of several, until all is done
 OUT/restored/ID.png           its restoration
 OUT/uncertainty/ID.png        16-bit grey, 1/256 of a level of 255
 ```
@@ -60,16 +61,27 @@ def only_evaluation(out: Place) -> Iterator[Published]:
             "another --out"
         ) from e
     try:
-        if isinstance(out, Path):
-            yield Published(out)
-            return
-        with scratch(out.rpartition("/")[2]) as folder, named(folder, out):
-            mirror = Mirror(folder, out)
-            mirror.pull(lambda name: not name.startswith(f"{FOLDER}/"))
-            yield Published(folder, mirror.push)
-            mirror.push()
+        with shared_folder(out) as folder:
+            yield folder
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def shared_folder(out: Place) -> Iterator[Published]:
+    """The folder; or one of this machine with what lies at the URL, where it is put at the end."""
+    if isinstance(out, Path):
+        yield Published(out)
+        return
+    with scratch(out.rpartition("/")[2]) as folder, named(folder, out):
+        mirror = Mirror(folder, out)
+
+        def get() -> None:
+            mirror.pull(lambda name: name[:6] != f"{FOLDER}/" and not (folder / name).exists())
+
+        get()
+        yield Published(folder, mirror.push, get, mirror.bucket.remove)
+        mirror.push()
 
 
 class Records:
@@ -79,26 +91,55 @@ class Records:
     files are as they were written; else it is computed again.
     """
 
-    def __init__(self, folder: Path, settings: Mapping[str, Any], overwrite: bool = False):
+    def __init__(
+        self, folder: Path, settings: Mapping[str, Any], overwrite: bool = False, process: int = 0
+    ):
         """Goes on in `folder`, or begins there.
+
+        Args:
+          process: which of several that share the evaluation; all but the first join what that one
+            has begun.
 
         Raises:
           EvaluationError: the folder holds an evaluation with other settings and `overwrite` is
             off, or it cannot be read or written.
         """
         self.folder: Path = folder
-        self._path = folder / _RECORDS
+        self._path = folder / (f"records.{process}.jsonl" if process else _RECORDS)
+        there = folder / _SETTINGS
         with writing(folder):
+            if process:
+                self._join(there, settings)
+                return
             folder.mkdir(parents=True, exist_ok=True)
-            self._lines = _read(self._path)
-            there = folder / _SETTINGS
+            self._lines = _read(folder / _RECORDS, *parts_of(folder))
             if overwrite:
                 self._discard()
             elif there.exists():
                 _compare(there, settings)
             write_whole(there, json.dumps(settings, indent=1) + "\n")
-            # drops what a killed process left half-written
-            write_whole(self._path, "".join(_line(record) for record in self._lines.values()))
+            self._rewrite()
+
+    def _join(self, there: Path, settings: Mapping[str, Any]) -> None:
+        if not there.exists():
+            raise EvaluationError(
+                f"{self.folder}: here is not what the first host has begun there; --out must be a "
+                "folder that all hosts see, or a bucket"
+            )
+        _compare(there, settings)
+        self._lines = _read(self.folder / _RECORDS)
+
+    def merge(self) -> None:
+        """Takes the records of all processes, which are done; to be called in the first one."""
+        with writing(self.folder):
+            self._lines = _read(self.folder / _RECORDS, *parts_of(self.folder))
+            self._rewrite()
+
+    def _rewrite(self) -> None:
+        """One file of whole lines, whatever a killed process has left."""
+        write_whole(self._path, "".join(_line(record) for record in self._lines.values()))
+        for part in parts_of(self.folder):
+            part.unlink()
 
     def find(self, id_: str, digest: str) -> Record | None:
         """The record of a finished picture with these inputs."""
@@ -138,7 +179,6 @@ class Records:
 
     def _discard(self) -> None:
         """Removes what this evaluation wrote, and nothing else."""
-        self._path.unlink(missing_ok=True)
         for record in self._lines.values():
             for name in record["files"]:
                 (self.folder / name).unlink(missing_ok=True)
@@ -177,16 +217,22 @@ def writing(path: Path) -> Iterator[None]:
         yield
 
 
-def _read(path: Path) -> dict[str, Record]:
+def parts_of(folder: Path) -> list[Path]:
+    """The records of processes but the first."""
+    return sorted(folder.glob("records.*.jsonl"))
+
+
+def _read(*paths: Path) -> dict[str, Record]:
     """Whole lines, by id; the last one of an id counts."""
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
     found = {}
-    for line in text.splitlines(keepends=True):
-        # a killed process may leave half a line
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            record = json.loads(line)
-            if line.endswith("\n") and record["files"].keys() and record["digest"]:
-                found[record["id"]] = record
+    for path in paths:
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        for line in text.splitlines(keepends=True):
+            # a killed process may leave half a line
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                record = json.loads(line)
+                if line.endswith("\n") and record["files"].keys() and record["digest"]:
+                    found[record["id"]] = record
     return found
 
 

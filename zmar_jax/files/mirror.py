@@ -106,10 +106,15 @@ def fetched(place: Place, missing: Callable[[str], Exception]) -> Iterator[Path]
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """What is written at `path` is put where it belongs at the end, and when `put` is called."""
+    """What is written at `path` is put where it belongs at the end, and when `put` is called.
+
+    get: fetches what others have put there since; forget: removes files of these names there.
+    """
 
     path: Path
     put: Callable[[], None] = lambda: None
+    get: Callable[[], object] = lambda: None
+    forget: Callable[..., None] = lambda *names: None
 
 
 @contextlib.contextmanager

@@ -5,15 +5,19 @@ is done by `together`, and whatever all of them must have alike goes through `ag
 """
 
 import contextlib
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
+
+from zmar_jax.runtime import coordination
 
 T = TypeVar("T")
+_NAMED = 4
+"""Hosts of one value that a table names; a pod has hundreds."""
 
 
 class ProcessError(ValueError):
@@ -66,58 +70,67 @@ def agree(facts: Mapping[str, Any]) -> None:
       facts: by name, what JSON can hold.
 
     Raises:
-      HostsDifferError: in all processes; names each fact that differs, and two of its values.
+      HostsDifferError: in all processes; a table of each fact that differs, with every value.
     """
-    everyone = [json.loads(text) for text in gather(json.dumps(dict(facts)))]
-    differ = [
-        _difference(name, [theirs.get(name) for theirs in everyone])
-        for name in dict.fromkeys(name for theirs in everyone for name in theirs)
-        if any(theirs.get(name) != everyone[0].get(name) for theirs in everyone)
+    told = [json.loads(text) for text in gather(json.dumps([socket.gethostname(), dict(facts)]))]
+    names = [f"process {i} ({host})" for i, (host, _) in enumerate(told)]
+    everyone = [theirs for _, theirs in told]
+    values = {
+        name: [theirs.get(name) for theirs in everyone]
+        for name in dict.fromkeys(itertools.chain(*everyone))
+    }
+    rows = [
+        (name, _by_value(names, found))
+        for name, found in values.items()
+        if any(value != found[0] for value in found)
     ]
-    if differ:
+    if rows:
+        width = max(len(name) for name, _ in rows)
+        lines = "".join(f"\n  {name:{width}}  {who}" for name, who in rows)
         raise HostsDifferError(
-            f"the hosts of this run do not see the same {'; nor the same '.join(differ)}; start "
-            "the same command on each, with the same files and versions"
+            f"the hosts of this run do not see the same:{lines}\nstart the same command on each, "
+            "with the same files and versions"
         )
 
 
 @contextlib.contextmanager
-def ending_with_the_others() -> Iterator[None]:
+def ending_with_the_others(end: Callable[[str], object]) -> Iterator[None]:
     """In the block, an error of the runtime between processes is that another one has gone.
+
+    Args:
+      end: called in a thread with what to say, where another has shown no life for
+        `coordination.GONE` seconds; it ends this process, which may be waiting for the other.
 
     Raises:
       HostLostError: instead of such an error, where there are several processes.
     """
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as e:
-        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(e):
-            raise
-        raise HostLostError(
-            f"another host of this run has gone ({str(e).splitlines()[0]}); the same command, on "
-            "all of them, goes on from the newest checkpoint; --restarts N does so by itself"
-        ) from e
+    with coordination.watching(lambda gone: end(_lost(gone, "no sign of life"))) as missing:
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as e:
+            if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(e):
+                raise
+            raise HostLostError(_lost(missing(), str(e).splitlines()[0])) from e
 
 
-def _difference(name: str, values: list[Any]) -> str:
-    other = next(i for i, value in enumerate(values) if value != values[0])
+def _lost(names: Sequence[str], why: str) -> str:
     return (
-        f"{name}: {json.dumps(values[0])} in process 0, {json.dumps(values[other])} in process "
-        f"{other}"
+        f"{' and '.join(names) or 'another host'} of this run has gone ({why}); the same command, "
+        "on all of them, goes on from the newest checkpoint; --restarts N does so by itself"
+    )
+
+
+def _by_value(names: Sequence[str], values: Sequence[Any]) -> str:
+    """Who has which value; of many that have the same, the first."""
+    groups: dict[str, list[str]] = {}
+    for name, value in zip(names, values, strict=True):
+        groups.setdefault(json.dumps(value), []).append(name)
+    return "; ".join(
+        ", ".join(who[:_NAMED]) + f" and {len(who) - _NAMED} more" * (len(who) > _NAMED) + f": {v}"
+        for v, who in groups.items()
     )
 
 
 def gather(text: str) -> list[str]:
-    """The texts of all processes."""
-    if jax.process_count() == 1:
-        return [text]
-    # names of files need not be UTF-8
-    data = np.frombuffer(text.encode("utf-8", "surrogateescape"), np.uint8)
-    sizes = np.ravel(multihost_utils.process_allgather(np.int32(data.size)))
-    padded = np.zeros(max(sizes), np.uint8)
-    padded[: data.size] = data
-    rows = np.asarray(multihost_utils.process_allgather(padded))
-    return [
-        row[:size].tobytes().decode("utf-8", "surrogateescape")
-        for row, size in zip(rows, sizes, strict=True)
-    ]
+    """The texts of all processes, which all make this call."""
+    return [text] if jax.process_count() == 1 else coordination.exchange(text)

@@ -14,10 +14,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from zmar_jax.config import ConfigError
 from zmar_jax.runtime import compilation
+from zmar_jax.runtime.coordination import HEARTBEAT
 from zmar_jax.runtime.processes import HostLostError
 
-HEARTBEAT = 30
-"""Seconds without a sign of life after which a host counts as gone."""
 BATCH = PartitionSpec(("data", "fsdp"))
 REPLICATED = PartitionSpec()
 
@@ -28,8 +27,8 @@ def initialize_distributed(
     """Joins this process to its run's others; must precede any other use of JAX.
 
     Without arguments JAX looks for the others: on TPU pods, in SLURM, Open MPI and Kubernetes jobs
-    (needs the package `kubernetes`). Where it finds none, this process is the run; so it is on a
-    CPU that has been computing already.
+    (needs the package `kubernetes`). Where it finds none, this process is the run; so it is where
+    one process has been computing already.
 
     Args:
       coordinator: host:port of process 0; num_processes, process_id: how many, and which is this.
@@ -66,7 +65,7 @@ def _join_detected() -> None:
         jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT)
     except (ValueError, RuntimeError) as e:
         nobody = "coordinator_address should be defined" in str(e)
-        late = "must be called before" in str(e) and jax.default_backend() == "cpu"
+        late = "must be called before" in str(e) and jax.process_count() == 1
         if not (nobody or late):
             raise HostLostError(
                 f"cannot join the other processes of this run: {e} To train with this one alone, "

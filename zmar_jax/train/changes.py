@@ -27,14 +27,15 @@ it is decoded once."""
 HARMLESS = (
     *OWN,
     "train.checkpoint_every",
+    "train.fsdp",
     "train.keep",
     "train.log_every",
     "train.loggers",
     "train.max_bad_steps",
     "train.validate_every",
 )
-"""Keys that a run may change when it goes on: they decide what is seen and kept and where data
-lies, never what is computed. `train.steps` is none of them: the schedule depends on it."""
+"""Keys that a run may change when it goes on: they decide what is seen and kept, and where data and
+parameters lie, never what is computed. The schedule depends on `train.steps`, which is none."""
 
 
 def refusal(workdir: Path, path: Path, saved: Mapping[str, Any], config: Config) -> str:

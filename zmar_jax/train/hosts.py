@@ -37,6 +37,7 @@ def _jax_settings() -> dict[str, Any]:
     return {
         **{f"JAX setting {name}": getattr(jax.config, name) for name in names},
         "kind of device": jax.local_devices()[0].device_kind,
+        "devices of a host": jax.local_device_count(),
     }
 
 

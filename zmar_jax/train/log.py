@@ -98,6 +98,7 @@ class RunLog:
         self._spent: collections.defaultdict[str, float] = collections.defaultdict(float)
         self._since, self._logged = time.perf_counter(), start
         self._bar: Progress | None = None
+        self._started: dict[str, float] = {}
         self._recorded, self._utilization = recorded, utilization
         self._about, self._begun = dict(about or {}), begun or time.time()
         self._loggers = self._about.get("config", {}).get("train", {}).get("loggers", [_BOARD])
@@ -138,6 +139,11 @@ class RunLog:
         finally:
             self._spent[what] += time.perf_counter() - begin
 
+    def started(self, seconds: float, text: str) -> None:
+        """Shows how long the first step was in coming; the next record has its `start_seconds`."""
+        self._started = {"start_seconds": seconds}
+        self.message(text)
+
     def advance(self, step: int) -> None:
         """To be called after each step: moves the bar."""
         if self._bar:
@@ -166,7 +172,9 @@ class RunLog:
             "compute_seconds": compute,
             "memory_bytes": peak_memory(),
             **self._goodput.record(spent, compute * steps, time.time()),
+            **self._started,
         }
+        self._started = {}
         if self._utilization:
             costs["mfu"] = self._utilization(costs["images_per_second"])
         values = {name: float(value) for name, value in values.items()}

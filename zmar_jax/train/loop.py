@@ -5,7 +5,6 @@ import dataclasses
 import functools
 import math
 import operator
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +30,8 @@ from zmar_jax.train.bucket_checkpoints import BucketCheckpoints, open_checkpoint
 from zmar_jax.train.checkpoints import RunCheckpoints
 from zmar_jax.train.lock import only_training
 from zmar_jax.train.log import RunLog, panel
+from zmar_jax.train.profile import Profile
+from zmar_jax.train.start import Start
 from zmar_jax.train.state import TrainState, abstract_state, create_sharded_state, state_of
 from zmar_jax.train.step import Metrics, check_memory, compile_steps, health
 from zmar_jax.train.stop import stop_signal
@@ -50,6 +51,7 @@ def train(
     profile: range | None = None,
     accept_changes: bool = False,
     utilization: Callable[[float], float] | None = None,
+    begun: float | None = None,
 ) -> int:
     """Trains until `config.train.steps`, going on from the newest checkpoint in `workdir`.
 
@@ -60,6 +62,7 @@ def train(
       profile: steps of which a JAX profiler trace is written to WORKDIR/profile.
       accept_changes: go on although the run was begun with another configuration.
       utilization: from images a second to the share of what the devices can do, to be recorded.
+      begun: when this start was, in seconds since 1970; by default now.
 
     Returns:
       The number of steps done.
@@ -71,7 +74,7 @@ def train(
         finite gradient, or hosts that differ in configuration, versions, devices, data, masks or
         weights.
     """
-    where, begun_at = place(workdir), time.time()
+    where, begin = place(workdir), Start(begun)
     agree(hosts.settings(config, accept_changes))
     mesh = sharding.make_mesh(config.train.fsdp)
     sharding.check_batch(config.data.batch_size, config.train.accumulate, mesh)
@@ -84,13 +87,16 @@ def train(
     ):
         say = functools.partial(_say, console, str(folder), str(where))
         facts = about(config, mesh, where)
-        kept = open_checkpoints(folder, bucket, config, say, accept_changes, facts)
+        with begin.timed("looking at the run"):
+            kept = open_checkpoints(folder, bucket, config, say, accept_changes, facts)
         checkpoints = stack.enter_context(kept)
         going_on = checkpoints.latest_good
-        inputs = together(lambda: _open(config, mesh, going_on is None, say))
+        with begin.timed("opening data"):
+            inputs = together(lambda: _open(config, mesh, going_on is None, say))
         loader, validator, weights = inputs
         agree(hosts.inputs(loader, validator.loader, weights, going_on and going_on.name))
-        state, data_state = _begin(config, mesh, checkpoints, weights, say)
+        with begin.timed("reading the checkpoint"):
+            state, data_state = _begin(config, mesh, checkpoints, weights, say)
         if data_state is not None:
             loader.set_state(data_state, accept_changes)
             validator.check_state(data_state, accept_changes)
@@ -105,11 +111,12 @@ def train(
             return start
         size, steps = config.data.batch_size, config.train.steps
         put = functools.partial(bucket.put_log, say) if bucket else lambda: None
-        told = (console, put, facts, utilization, begun_at)
+        told = (console, put, facts, utilization, begin.begun)
         with together(lambda: RunLog(folder, steps, size, start, *told)) as log:
             begun_from = (data_state or {}).get("init", weights and weights.checksum)
-            run = _Run(config, mesh, state, loader, validator, checkpoints, log, begun_from)
-            with _Profile(profile, folder / "profile") as trace:
+            kept_by = (checkpoints, log, begun_from, begin)
+            run = _Run(config, mesh, state, loader, validator, *kept_by)
+            with Profile(profile, folder / "profile") as trace:
                 while run.step < config.train.steps and not stopping(run.step):
                     trace.at(run.step, run.state)
                     run.advance()
@@ -133,6 +140,7 @@ class _Run:
         checkpoints: RunCheckpoints | BucketCheckpoints,
         log: RunLog,
         begun_from: str | None,
+        begin: Start,
     ):
         """begun_from: the checksum of the weights in `train.init`, if it named some."""
         self.config, self.mesh, self.state = config.train, mesh, state
@@ -142,12 +150,14 @@ class _Run:
             checkpoints,
             log,
         )
-        self.begun_from = begun_from
+        self.begun_from, self.begin = begun_from, begin
         self.step = int(state.step)
         self.rng = jax.random.fold_in(jax.random.key(config.train.seed), 1)
         self.initialise, self.step_program = compile_steps(state, mesh)
         self.health = sharding.jit(health, mesh)
         self.metrics: Metrics = {}
+        self.unrecorded: tuple[int, Metrics] | None = None
+        """A log step, and its values, which may not be computed yet."""
         self.bad_steps = int(state.bad_steps)
 
     def advance(self) -> None:
@@ -155,40 +165,53 @@ class _Run:
         with self.log.timed("data"):
             batch = sharding.shard_batch(next(self.loader), self.mesh)
         if self.step == 0:
-            with self.log.timed("compiling"):
-                self.state = self.initialise(self.state, batch, self.rng)
+            with self.log.timed("compiling"), self.begin.timed("compiling"):
+                program = self.initialise.compile(self.state, batch, self.rng)
+                # hosts wait for each other here: within a program, not for longer than 30 s
+                together(lambda: None)
+                self.state = program(self.state, batch, self.rng)
             self.step, self.bad_steps = int(self.state.step), int(self.state.bad_steps)
         else:
             before = self.metrics
             if not before:  # apart, or it would spoil the speed that the first log step shows
-                with self.log.timed("compiling"):
+                with self.log.timed("compiling"), self.begin.timed("compiling"):
                     self.train_step = self.step_program.compile(self.state, batch, self.rng)
                     together(lambda: check_memory(self.train_step, self.mesh))
             self.state, self.metrics = self.train_step(self.state, batch, self.rng)
             self.step += 1
-            # one step late: reading the last one's would leave the device idle
-            self.bad_steps = int(before["bad_steps"]) if before else self.bad_steps
+            if before:  # one step late: reading the last one's would leave the device idle
+                self.bad_steps = int(before["bad_steps"])
+                if seconds := self.begin.trained():
+                    self.log.started(seconds, str(self.begin))
+                self.record()
         self.log.advance(self.step)
         if self.bad_steps >= self.config.max_bad_steps:
             self._give_up()
 
     def record_and_save(self) -> None:
-        """Records, validates and saves where the step is due."""
+        """Validates and saves where the step is due; the next step records what is to be logged."""
         if self.step == 0:  # the first batch was not finite
             return
         due = functools.partial(_due, self.step)
         if self.metrics and due(self.config.log_every):
-            values = self.metrics | self.health(self.state.params)
-            self.log.scalars(self.step, {name: float(value) for name, value in values.items()})
+            self.unrecorded = self.step, self.metrics | self.health(self.state.params)
         # what is saved without scores gets none later, and is passed over for one that has them
         if self.step in (1, self.config.steps) or due(self.config.validate_every):
             self.save(self.validate())
         elif due(self.config.checkpoint_every):
             self.save()
 
+    def record(self) -> None:
+        """Writes down the log step that is due, which waits for its values."""
+        if self.unrecorded:
+            step, values = self.unrecorded
+            self.unrecorded = None
+            self.log.scalars(step, {name: float(value) for name, value in values.items()})
+
     def validate(self) -> dict[str, float]:
         """Scores of the moving average, where there is one, else of the weights."""
-        with self.log.timed("validation"):
+        self.record()
+        with self.log.timed("validation"), self.begin.timed("validating"):
             params = self.state.params if self.state.ema is None else self.state.ema
             scores, panels = self.validator(params)
             columns = list(zip(*panels, strict=True))[1:]
@@ -197,12 +220,14 @@ class _Run:
         return scores
 
     def save(self, scores: dict[str, float] | None = None) -> None:
+        self.record()
         with self.log.timed("saving"):
             data = self.loader.get_state() | self.validator.get_state() | {"init": self.begun_from}
             self.checkpoints.save(self.step, self.state, data, scores)
 
     def end(self) -> None:
         """Saves where the run was stopped; returns when all is on the disk."""
+        self.record()
         if 0 < self.step < self.config.steps:
             self.save()
         self.checkpoints.wait()
@@ -323,27 +348,3 @@ def _reading(say: Callable[[str], None]) -> Progress:
             say(f"{what}: {done} of {total}")
 
     return progress
-
-
-class _Profile:
-    """Traces from the first of `steps` to the last, or to the end of the run."""
-
-    def __init__(self, steps: range | None, folder: Path):
-        self._steps, self._folder, self._tracing = steps or range(0), folder, False
-
-    def at(self, step: int, state: Any) -> None:
-        """To be called before each step, with what the step before it computed."""
-        if step in self._steps and not self._tracing:
-            self._tracing = True
-            jax.profiler.start_trace(str(self._folder))
-        elif self._tracing and step not in self._steps:
-            jax.block_until_ready(state)
-            self.__exit__()
-
-    def __enter__(self) -> "_Profile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._tracing:
-            self._tracing = False
-            jax.profiler.stop_trace()

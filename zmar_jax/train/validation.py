@@ -14,8 +14,8 @@ from zmar_jax import ops
 from zmar_jax.config import Config
 from zmar_jax.data import DataError
 from zmar_jax.data.folders import Tell
-from zmar_jax.data.pipeline import make_loader
-from zmar_jax.data.sources import Progress, silent
+from zmar_jax.data.pipeline import EvalBatches, Loader, make_loader
+from zmar_jax.data.sources import Progress, Subset, silent
 from zmar_jax.imaging.exposure import as_seen
 from zmar_jax.imaging.images import pad_to_multiple, size_text
 from zmar_jax.imaging.metrics import score
@@ -43,7 +43,8 @@ class Validator:
         model = ZmarSNFlow(config.model, compilation.stripe_bytes())
         processes = jax.process_count()
         data = dataclasses.replace(config.data, batch_size=mesh.size, workers=0)
-        self.loader = make_loader(data, "val", jax.process_index(), processes, progress, tell=tell)
+        loader = make_loader(data, "val", jax.process_index(), processes, progress, tell=tell)
+        self.loader = _bounded(loader, config.train.validate_pictures, mesh.size // processes)
         self._mesh, self._brightness = mesh, config.model.brightness
         self._stride = config.model.stride
 
@@ -123,3 +124,19 @@ class Validator:
             together(lambda: check_program(program, what, advice, locally))
             self._compiled[batch.shape] = program
         return self._compiled[batch.shape]
+
+
+def _bounded(loader: Loader, most: int | None, rows: int) -> Loader:
+    """A loader of at most so many pictures, evenly spread over all.
+
+    Args:
+      rows: of a batch, of this process.
+    """
+    examples = loader.batches.examples
+    count = len(examples.source)
+    if most is None or most >= count:
+        return loader
+    some = Subset(examples.source, [i * count // most for i in range(most)])
+    start = jax.process_index() * rows
+    batches = EvalBatches(dataclasses.replace(examples, source=some), slice(start, start + rows))
+    return Loader(batches, workers=0)

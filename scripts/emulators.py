@@ -81,6 +81,11 @@ class Gate:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
+    def names(self, below: str) -> list[str]:
+        """The names of up to 1000 objects in `bucket` of Amazon's emulator, past all faults."""
+        content = self._request("GET", f"/bucket?list-type=2&prefix={below}", {}, b"")[2]
+        return re.findall(r"<Key>([^<]*)</Key>", content.decode())
+
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
