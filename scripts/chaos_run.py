@@ -189,9 +189,14 @@ def ended(hosts: Hosts) -> Iterator[Hosts]:
 
 def arrays(workdir: Path, step: int) -> dict[str, np.ndarray]:
     """All that a checkpoint holds, by name: weights, optimizer, counters."""
+    path = (workdir / "checkpoints" / str(step) / "state").absolute()
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-        path = workdir / "checkpoints" / str(step) / "state"
-        tree: Any = checkpointer.restore(path.absolute())
+        saved: Any = checkpointer.metadata(path).item_metadata
+        wanted = jax.tree.map(  # whatever devices it was saved from
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved.tree
+        )
+        tree: Any = checkpointer.restore(path, args=ocp.args.StandardRestore(wanted))
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
