@@ -57,7 +57,7 @@ def train(workdir: Path, pictures: Path, layout: Layout, steps: int) -> list[str
         )
         for i in range(layout.processes)
     ]
-    told = [process.communicate(timeout=300)[1] for process in processes]
+    told = [process.communicate(timeout=1200)[1] for process in processes]
     assert not any(process.returncode for process in processes), told
     return told
 
