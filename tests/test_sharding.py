@@ -200,7 +200,7 @@ def test_others_that_cannot_be_joined(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(jax.distributed, "initialize", unlabelled)
     with pytest.raises(
-        ValueError, match=r"a-1 does not have a controller\. To train with this one"
+        ValueError, match=r"a-1 does not have a controller\. To go on with this one"
     ):
         sharding.initialize_distributed()
 

@@ -13,6 +13,7 @@ from PIL import Image
 from zmar_jax.config import Config, DarkenConfig, DataConfig, ModelConfig
 from zmar_jax.data import DataError
 from zmar_jax.data.pipeline import make_loader
+from zmar_jax.data.sources import Pictures, Subset
 from zmar_jax.imaging.exposure import as_seen
 from zmar_jax.imaging.metrics import score
 from zmar_jax.runtime import memory, sharding
@@ -176,3 +177,18 @@ def test_hosts_share_a_bounded_validation(config: Config, monkeypatch) -> None:
         for batch in Validator(bounded, sharding.make_mesh()).loader:
             names += batch["id"][batch["valid"]].tolist()
     assert sorted(names) == ["0", "1", "3"]
+
+
+def test_names_of_a_bounded_validation_are_read_once() -> None:
+    """As from shards, where each is read from a file."""
+    read = []
+
+    class Names(list[str]):
+        def __getitem__(self, i: Any) -> Any:
+            read.append(i)
+            return super().__getitem__(i)
+
+    names: Any = Pictures("photos", Names("abcdef"), "", lambda i: ())
+    some = Subset(names, [1, 4])
+    assert [some.ids[i] for i in (0, 1, 0, 1)] == ["b", "e", "b", "e"]
+    assert read == [1, 4]

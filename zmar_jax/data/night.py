@@ -5,8 +5,8 @@ for a picture is a `Scene`; light that is uneven, lamps and frames lie in coordi
 so that a crop, a smaller copy and the whole picture show the same scene.
 
 What the parts are like was measured on real dark photographs (docs/data.md): values are about a
-tenth of the bright picture's, with less contrast than linear light would leave; noise grows slowly
-with the value, and is stronger in red and blue.
+tenth of the bright picture's, with less contrast than linear light would leave; colours are
+stronger; noise grows slowly with the value, and is stronger in red and blue.
 """
 
 import functools

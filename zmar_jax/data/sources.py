@@ -1,6 +1,7 @@
 """What batches are made of: examples by index, decoded already or at each reading."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
@@ -72,11 +73,12 @@ class Subset:
     source: Source
     chosen: Sequence[int]
 
-    @property
+    @functools.cached_property
     def ids(self) -> list[str]:
+        """Read once: a shard's names lie beside its pictures."""
         return [self.source.ids[i] for i in self.chosen]
 
-    @property
+    @functools.cached_property
     def sizes(self) -> list[Size]:
         return [self.source.sizes[i] for i in self.chosen]
 

@@ -51,9 +51,13 @@ def opened(
 def gathered(folder: Published, records: Records) -> None:
     """Brings what all processes have done to the first one, which alone goes on."""
     together(folder.put)
-    if jax.process_count() > 1 and primary():
-        folder.get()
-        _without_parts(folder, records.merge)
+
+    def gather() -> None:
+        if jax.process_count() > 1 and primary():
+            folder.get()
+            _without_parts(folder, records.merge)
+
+    together(gather)
 
 
 def _without_parts(folder: Published, merge: Callable[[], T]) -> T:

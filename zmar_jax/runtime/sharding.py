@@ -68,7 +68,7 @@ def _join_detected() -> None:
         late = "must be called before" in str(e) and jax.process_count() == 1
         if not (nobody or late):
             raise HostLostError(
-                f"cannot join the other processes of this run: {e} To train with this one alone, "
+                f"cannot join the other processes of this run: {e} To go on with this one alone, "
                 "give coordinator localhost:1234, num_processes 1, process_id 0"
             ) from e
 
