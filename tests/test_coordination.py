@@ -144,3 +144,8 @@ def test_two_processes_with_other_devices(tmp_path: Path) -> None:
         *shared, "ProcessError process 1: disk", f"process 1 ({host})",
     ]  # fmt: skip
     assert second[0].splitlines() == [*shared, "OSError disk"]
+
+
+def test_jax_gives_up_a_process_only_after_this_package_has_named_it() -> None:
+    """What JAX sees is up to half of its limit old; the first process lets the others ask it."""
+    assert coordination.HEARTBEAT / 2 > GONE + 3 * BEAT

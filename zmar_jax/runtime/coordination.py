@@ -22,9 +22,10 @@ BEAT = 2.0
 """Seconds between two signs of life of a process."""
 GONE = 20.0
 """Seconds without one after which the others end; JAX itself would end them at `HEARTBEAT`."""
-HEARTBEAT = 40
-"""Seconds after which JAX counts a process as gone that has told its service nothing. Long after
-`GONE`, as the first process lets the others end before it."""
+HEARTBEAT = 60
+"""Seconds after which JAX counts a process as gone that has told its service nothing. It tells it
+something every half of that, so what it sees may be half as old: half is more than `GONE`, and the
+time for which the first process lets the others end before it."""
 _SILENT = 3.5 * BEAT
 """Seconds without a sign of life that tell who has gone where an exchange has failed already."""
 _PATIENCE = 12.0
